@@ -1,0 +1,66 @@
+# Everything a person types in this checkout. Bare `make` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest
+HOST ?= salt_master
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help env lab lab-down lab-status lab-shell test unit functional integration lab-test lint lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: $(READY) ## set up .venv and the Salt configuration of this checkout
+
+$(READY): requirements/dev.txt etc/configure.py etc/prerequisites.sh
+	@etc/prerequisites.sh $(PYTHON)
+	@echo "Python packages into $(VENV) (requirements/dev.txt)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/python etc/configure.py --root-dir .run
+	@touch $@
+	@echo "Ready. Salt's commands are in $(BIN): . $(BIN)/activate"
+
+lab: $(READY) ## raise the five hosts and deploy the platform to them
+	@$(BIN)/python -m lab up
+
+lab-down: $(READY) ## remove the hosts; the cache of artifacts stays
+	@$(BIN)/python -m lab down
+
+lab-status: $(READY) ## what each host is, does and uses
+	@$(BIN)/python -m lab status
+
+lab-shell: $(READY) ## a root shell on HOST= (salt_master)
+	@$(BIN)/python -m lab shell $(HOST)
+
+lint: $(READY) ## every linter
+	@tests/lint.sh
+
+unit: $(READY) ## pure functions and modules, seconds
+	@$(PYTEST) tests/unit
+
+functional: $(READY) ## modules and states against real servers on loopback
+	@$(BIN)/python -m lab artifacts
+	@$(PYTEST) tests/functional
+
+integration: $(READY) ## a real master and minions under salt-factories
+	@$(PYTEST) tests/integration
+
+lab-test: lab ## the converged hosts: verification, faults, second run
+	@$(PYTEST) tests/lab
+
+test: $(READY) ## all of it, with one closing line of counts
+	@$(BIN)/python tests/run.py
+
+lock: ## renew requirements/*.txt from requirements/*.in
+	@etc/lock.sh
+
+clean: ## remove what make made in this checkout, the lab and its cache excepted
+	@rm -rf $(VENV) .run etc/*/*.d/paths.conf

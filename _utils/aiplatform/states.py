@@ -1,0 +1,60 @@
+"""One way to build the return of a state: find the changes, then make them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from salt.exceptions import CommandExecutionError
+
+Changes = dict[str, Any]
+
+
+def converge(
+    name: str,
+    plan: Callable[[], Changes],
+    apply: Callable[[], object],
+    test: bool,
+) -> dict[str, Any]:
+    """Make what ``plan`` reports, and return what a Salt state returns.
+
+    name
+        The state's name.
+    plan
+        Compares without touching anything; returns the changes, empty where all is as wanted.
+    apply
+        Makes those changes. Not called under ``test`` or where there are none.
+    test
+        Whether this is a dry run; it reports the same changes as the real run.
+
+    A ``CommandExecutionError`` (of which ``PlatformError`` is one) becomes a failed state.
+    """
+    result: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": "Already as wanted"}
+    try:
+        changes = plan()
+        if not changes:
+            return result
+        if test:
+            return result | {"result": None, "changes": changes, "comment": "Would be changed"}
+        apply()
+    except CommandExecutionError as err:
+        return result | {"result": False, "comment": str(err)}
+    return result | {"changes": changes, "comment": "Changed"}
+
+
+def diff(current: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> Changes:
+    """Compare what is with what is wanted.
+
+    current
+        The values in place; None where the thing does not exist.
+    wanted
+        The values that should be in place. Keys that stand only in ``current`` are left alone.
+
+    Returns ``{key: {"old": …, "new": …}}`` for each wanted key whose value differs.
+    """
+    have = current or {}
+    return {
+        key: {"old": have.get(key), "new": value}
+        for key, value in wanted.items()
+        if key not in have or have[key] != value
+    }
