@@ -1,0 +1,1 @@
+"""Logic shared by the execution modules, states, runners and the pillar."""
