@@ -1,0 +1,127 @@
+"""All of ``make test``: the linters, four tiers of tests, one closing line of counts and a report of timings.
+
+Stages run one after the other, cheapest first, and all of them run: a failure is found with everything else
+that fails. Each stage's junit file and ``timings.md`` are kept in ``tests/artifacts/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+ARTIFACTS = CHECKOUT / "tests" / "artifacts"
+LAB = [sys.executable, "-m", "lab"]
+
+
+@dataclass
+class Stage:
+    """One stage and what came of it: counts, seconds and the reasons of what was skipped."""
+
+    name: str
+    command: list[str]
+    is_pytest: bool = False
+    needs: str | None = None
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    skips: list[str] = field(default_factory=list)
+
+    @property
+    def junit(self) -> Path:
+        """Where pytest writes this stage's results."""
+        return ARTIFACTS / f"{self.name}.xml"
+
+
+def pytest_stage(name: str, needs: str | None = None) -> Stage:
+    """A stage of the tests in ``tests/<name>``."""
+    command = [sys.executable, "-m", "pytest", f"tests/{name}", f"--junit-xml={ARTIFACTS / name}.xml"]
+    return Stage(name, command, is_pytest=True, needs=needs)
+
+
+def stages() -> list[Stage]:
+    """The stages in order; ``needs`` names the stage without which one cannot run."""
+    return [
+        Stage("lint", ["tests/lint.sh"]),
+        pytest_stage("unit"),
+        Stage("artifacts", [*LAB, "artifacts"]),
+        pytest_stage("functional", needs="artifacts"),
+        pytest_stage("integration"),
+        Stage("lab-up", [*LAB, "up"], needs="artifacts"),
+        pytest_stage("lab", needs="lab-up"),
+        Stage("lab-down", [*LAB, "down"]),
+    ]
+
+
+def run(stage: Stage) -> None:
+    """Run one stage and fill in what came of it."""
+    print(f"\n=== {stage.name}", flush=True)
+    stage.junit.unlink(missing_ok=True)
+    begin = time.monotonic()
+    code = subprocess.run(stage.command, cwd=CHECKOUT, check=False).returncode
+    stage.seconds = round(time.monotonic() - begin, 1)
+    if stage.is_pytest and stage.junit.exists():
+        count(stage)
+    if code and not stage.failed:
+        stage.failed = 1
+    print(f"=== {stage.name}: {'failed' if code else 'ok'} in {stage.seconds} s", flush=True)
+
+
+def count(stage: Stage) -> None:
+    """Read the counts and the reasons of skips from the stage's junit file."""
+    for case in ET.parse(stage.junit).iter("testcase"):  # noqa: S314 (written by pytest just now)
+        skip = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            stage.failed += 1
+        elif skip is not None:
+            stage.skipped += 1
+            stage.skips.append(f"{case.get('classname')}::{case.get('name')}: {skip.get('message')}")
+        else:
+            stage.passed += 1
+
+
+def report(done: Iterable[Stage]) -> str:
+    """The table of timings and counts, in Markdown."""
+    rows = ["| stage | seconds | passed | failed | skipped |", "| --- | ---: | ---: | ---: | ---: |"]
+    rows += [f"| {s.name} | {s.seconds} | {s.passed} | {s.failed} | {s.skipped} |" for s in done]
+    return "\n".join(rows)
+
+
+def main() -> int:
+    """Run the stages; 0 where nothing failed."""
+    parser = argparse.ArgumentParser(description="Run every stage of the proof.")
+    parser.add_argument("--keep-lab", action="store_true", help="leave the lab running at the end")
+    parser.add_argument("--only", nargs="*", help="run these stages only")
+    args = parser.parse_args()
+    ARTIFACTS.mkdir(parents=True, exist_ok=True)
+    done: list[Stage] = []
+    for stage in stages():
+        if (args.only and stage.name not in args.only) or (args.keep_lab and stage.name == "lab-down"):
+            continue
+        if any(s.name == stage.needs and s.failed for s in done):
+            stage.failed = 1
+            print(f"\n=== {stage.name}: not run, because {stage.needs} failed (counted as one failure)")
+        else:
+            run(stage)
+        done.append(stage)
+    table = report(done)
+    (ARTIFACTS / "timings.md").write_text(table + "\n")
+    (ARTIFACTS / "timings.json").write_text(json.dumps([asdict(s) for s in done], indent=2) + "\n")
+    print(f"\n{table}")
+    for line in (line for s in done for line in s.skips):
+        print(f"skipped: {line}")
+    passed, failed, skipped = (sum(getattr(s, key) for s in done) for key in ("passed", "failed", "skipped"))
+    print(f"total: {passed} passed, {failed} failed, {skipped} skipped")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
