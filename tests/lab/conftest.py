@@ -1,0 +1,90 @@
+"""The converged hosts of the lab, as a test sees them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from dataclasses import dataclass
+
+import pytest
+
+HOSTS = ("salt_master", "nginx_proxy", "ai_server", "coredns_host", "workstation")
+
+
+@dataclass(frozen=True)
+class Host:
+    """One host of the lab; commands run on it as root."""
+
+    name: str
+
+    @property
+    def container(self) -> str:
+        return f"ai-lab-{self.name}"
+
+    def run(self, command: str | list[str], timeout: float = 120, check: bool = True) -> subprocess.CompletedProcess:
+        """Run a command; a string is a shell's. With ``check``, a failure shows its output."""
+        argv = ["bash", "-c", command] if isinstance(command, str) else command
+        done = subprocess.run(
+            ["docker", "exec", self.container, *argv], capture_output=True, text=True, timeout=timeout, check=False
+        )
+        if check and done.returncode:
+            text = shlex.join(argv)
+            pytest.fail(f"{self.name}: {text}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+        return done
+
+    def json(self, command: str | list[str], timeout: float = 300, check: bool = True):
+        """Run a command whose standard output is JSON."""
+        return json.loads(self.run(command, timeout=timeout, check=check).stdout)
+
+
+class Master(Host):
+    """The Salt master, with the commands an operator types there."""
+
+    def salt(self, target: str, function: str, *args: str, timeout: float = 300, check: bool = True):
+        """``salt target function args``; returns ``{minion: data}``."""
+        argv = ["salt", "--out=json", "--static", target, function, *args]
+        return self.json(argv, timeout=timeout, check=check)
+
+    def runner(self, function: str, *args: str, timeout: float = 600, check: bool = True):
+        """``salt-run function args``; returns its data."""
+        return self.json(["salt-run", "--out=json", function, *args], timeout=timeout, check=check)
+
+
+def changed_or_failed(states: dict) -> dict:
+    """The states of one minion's ``state.apply`` that changed something or failed, by id."""
+    return {key: row for key, row in states.items() if row["changes"] or row["result"] is not True}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _lab_is_up() -> None:
+    """These tests speak to running hosts and to nothing else."""
+    listed = subprocess.run(["docker", "ps", "--format", "{{.Names}}"], capture_output=True, text=True, check=False)
+    missing = [name for name in HOSTS if f"ai-lab-{name}" not in listed.stdout.split()]
+    if missing:
+        pytest.fail(f"the lab is not up (no {', '.join(missing)}): run make lab first")
+
+
+@pytest.fixture(scope="session")
+def master() -> Master:
+    return Master("salt_master")
+
+
+@pytest.fixture(scope="session")
+def ai_server() -> Host:
+    return Host("ai_server")
+
+
+@pytest.fixture(scope="session")
+def nginx_proxy() -> Host:
+    return Host("nginx_proxy")
+
+
+@pytest.fixture(scope="session")
+def coredns_host() -> Host:
+    return Host("coredns_host")
+
+
+@pytest.fixture(scope="session")
+def workstation() -> Host:
+    return Host("workstation")
