@@ -1,0 +1,44 @@
+"""The platform's settings: defaults under the operator's pillar, checked, with what follows from them.
+
+Configured on the master (and on a masterless host) as ``ext_pillar: [{ai_platform: {formulas: <state tree>}}]``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from aiplatform import schema, services, settings
+from aiplatform.errors import PlatformError
+
+
+def ext_pillar(minion_id: str, pillar: dict[str, Any], formulas: str) -> dict[str, Any]:
+    """Return the effective settings of one minion.
+
+    minion_id
+        The minion's id; its roles and address come from ``platform:hosts``.
+    pillar
+        What the operator's pillar files say, run-time overrides included.
+    formulas
+        The state tree whose ``*/defaults.yaml`` and ``*/schema.yaml`` count.
+
+    Adds ``selection`` (the benchmark's choice of models), ``roles`` and ``address`` of this minion, and fills in
+    the table of services. Where anything is wrong the answer is ``_errors`` alone: Salt then runs no state.
+    """
+    tree = Path(formulas)
+    try:
+        merged = settings.effective(pillar, tree)
+        merged["selection"] = settings.selection(__opts__["pillar_roots"].get("base", []))
+        problems = schema.problems(merged, tree, written=pillar)
+        if problems:
+            return {"_errors": [str(problem) for problem in problems]}
+        merged["services"] = services.expand(merged)
+        if problems := services.problems(merged):
+            return {"_errors": [str(problem) for problem in problems]}
+    except PlatformError as err:
+        return {"_errors": [str(err)]}
+    host = merged["platform"]["hosts"].get(minion_id, {})
+    merged |= {"roles": host.get("roles", []), "address": host.get("address")}
+    # Salt merges what is returned into what it has: entries that the operator removed must go there too.
+    pillar.clear()
+    return merged

@@ -1,0 +1,103 @@
+"""The one table of services: where each runs, and who may reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiplatform.schema import Problem
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One service on one host."""
+
+    service: str
+    host: str
+    address: str
+    port: int
+    scheme: str
+    health: str | None
+
+    @property
+    def url(self) -> str:
+        """The service's base URL."""
+        address = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{self.scheme}://{address}:{self.port}"
+
+
+def expand(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Return the table with every row's ``port`` a number and every ``each`` row written out.
+
+    A row that points at a mapping which no formula of this tree describes is left out.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for name, row in settings["services"].items():
+        plain = {key: value for key, value in row.items() if key not in {"each", "port"}}
+        if "each" in row:
+            for entry, values in (lookup(settings, row["each"]) or {}).items():
+                rows[f"{name}-{entry}"] = plain | {"port": values["port"]}
+        else:
+            port = row.get("port")
+            rows[name] = plain | {"port": lookup(settings, port) if isinstance(port, str) else port}
+    return rows
+
+
+def lookup(settings: Settings, key: str) -> Any:
+    """Return the value of a dotted key such as ``ollama.instances``; None where it is not there."""
+    value: Any = settings
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def hosts_of(settings: Settings, role: str) -> dict[str, str]:
+    """Return ``{minion id: address}`` of the hosts that hold a role."""
+    hosts = settings["platform"]["hosts"].items()
+    return {name: host["address"] for name, host in hosts if role in host["roles"]}
+
+
+def endpoints(settings: Settings) -> list[Endpoint]:
+    """Return every service on every host that runs it, by host and port.
+
+    settings
+        The effective pillar, its table of services expanded.
+    """
+    found = [
+        Endpoint(name, host, address, row["port"], row["scheme"], row["health"])
+        for name, row in settings["services"].items()
+        for host, address in hosts_of(settings, row["role"]).items()
+    ]
+    return sorted(found, key=lambda endpoint: (endpoint.host, endpoint.port))
+
+
+def urls(settings: Settings) -> dict[str, str]:
+    """Return ``{service: URL}``; a service that runs on several hosts is named ``<service>@<host>``."""
+    ends = endpoints(settings)
+    alone = {end.service for end in ends if sum(other.service == end.service for other in ends) == 1}
+    return {end.service if end.service in alone else f"{end.service}@{end.host}": end.url for end in ends}
+
+
+def problems(settings: Settings) -> list[Problem]:
+    """Return what is wrong with the expanded table: ports that are missing, or taken twice on one host."""
+    return [*_missing_ports(settings), *_overlapping_ports(settings)]
+
+
+def _missing_ports(settings: Settings) -> Iterator[Problem]:
+    for name, row in settings["services"].items():
+        if not isinstance(row["port"], int):
+            yield Problem(f"services.{name}.port", row["port"], "a port, or the pillar key that holds one")
+
+
+def _overlapping_ports(settings: Settings) -> Iterator[Problem]:
+    taken: dict[tuple[str, int], str] = {}
+    reported: set[tuple[str, str]] = set()
+    for end in endpoints(settings) if not list(_missing_ports(settings)) else []:
+        other = taken.setdefault((end.host, end.port), end.service)
+        if other != end.service and (other, end.service) not in reported:
+            reported.add((other, end.service))
+            wanted = f"a port of its own: {other} on {end.host} has this one"
+            yield Problem(f"services.{end.service}.port", end.port, wanted)
