@@ -1,0 +1,15 @@
+# What the bootstrap applies over salt-ssh: Salt, and the master that this host belongs to.
+include:
+  - salt_minion
+
+/etc/salt/minion.d/host.conf:
+  file.serialize:
+    - dataset:
+        id: {{ grains.id }}
+        master: {{ pillar.enrol.master }}
+        master_finger: {{ pillar.enrol.master_finger }}
+    - serializer: yaml
+    - makedirs: true
+    - mode: "0644"
+    - watch_in:
+      - service: salt-minion
