@@ -60,6 +60,7 @@ def install(
     python: str = "python3",
     wheelhouse: str = "",
     without: list[str] | None = None,
+    build: list[str] | None = None,
 ) -> str:
     """Make the environment and switch ``path`` to it.
 
@@ -70,9 +71,11 @@ def install(
     python
         The interpreter to make it with.
     wheelhouse
-        URL or folder that holds the wheels; empty for the index that pip is configured with.
+        URL or folder that holds the packages; empty for the index that pip is configured with.
     without
         Names of packages to leave out.
+    build
+        Names of packages that exist as source only; the others are installed first, and build them.
 
     Returns the digest. Raises ``CommandExecutionError`` with what ``venv`` or ``pip`` printed.
 
@@ -86,7 +89,7 @@ def install(
     digest = venv.digest(selected, python)
     folder = Path(f"{path}-{digest[:12]}")
     if installed(str(folder)) != digest:
-        _build(folder, selected, python, wheelhouse)
+        _make(folder, selected, python, wheelhouse, build or [])
         # Written last: a folder without it was interrupted, and is made anew.
         (folder / venv.STAMP).write_text(f"{digest}\n")
     _switch(Path(path), folder)
@@ -100,14 +103,20 @@ def _selected(requirements: str, without: list[str] | None) -> str:
     return venv.select(Path(cached).read_text(), without or [])
 
 
-def _build(folder: Path, selected: str, python: str, wheelhouse: str) -> None:
+def _make(folder: Path, selected: str, python: str, wheelhouse: str, build: list[str]) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     _run([python, "-m", "venv", str(folder)])
+    _pip(folder, venv.select(selected, without=build), wheelhouse)
+    if build:
+        _pip(folder, venv.select(selected, only=build), wheelhouse, build=True)
+
+
+def _pip(folder: Path, packages: str, wheelhouse: str, build: bool = False) -> None:
     with tempfile.NamedTemporaryFile("w", prefix="requirements-", suffix=".txt") as lock:
-        lock.write(selected)
+        lock.write(packages)
         lock.flush()
-        _run([str(folder / "bin" / "python"), "-m", "pip", *venv.pip_arguments(lock.name, wheelhouse)])
+        _run([str(folder / "bin" / "python"), "-m", "pip", *venv.pip_arguments(lock.name, wheelhouse, build)])
 
 
 def _switch(path: Path, folder: Path) -> None:

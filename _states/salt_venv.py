@@ -13,6 +13,7 @@ def installed(
     python: str = "python3",
     wheelhouse: str = "",
     without: list[str] | None = None,
+    build: list[str] | None = None,
 ) -> dict[str, Any]:
     """Make sure that exactly the locked packages are in use at a path.
 
@@ -23,9 +24,11 @@ def installed(
     python
         The interpreter to make the environment with.
     wheelhouse
-        URL or folder that holds the wheels; empty for the index that pip is configured with.
+        URL or folder that holds the packages; empty for the index that pip is configured with.
     without
         Names of packages to leave out.
+    build
+        Names of packages that exist as source only.
 
     .. code-block:: yaml
 
@@ -33,6 +36,7 @@ def installed(
           salt_venv.installed:
             - requirements: salt://salt_minion/files/requirements.txt
             - without: [timelib]
+            - build: [salt]
     """
     packages = {"requirements": requirements, "python": python, "without": without}
     return converge(
@@ -40,6 +44,6 @@ def installed(
         plan=lambda: diff(
             {"digest": __salt__["salt_venv.installed"](name)}, {"digest": __salt__["salt_venv.wanted"](**packages)}
         ),
-        apply=lambda: __salt__["salt_venv.install"](name, wheelhouse=wheelhouse, **packages),
+        apply=lambda: __salt__["salt_venv.install"](name, wheelhouse=wheelhouse, build=build, **packages),
         test=__opts__["test"],
     )

@@ -10,20 +10,22 @@ from urllib.parse import urlsplit
 STAMP = "requirements.sha256"
 
 
-def select(requirements: str, without: Iterable[str] = ()) -> str:
-    r"""Leave packages out of a lock file.
+def select(requirements: str, without: Iterable[str] = (), only: Iterable[str] = ()) -> str:
+    r"""Choose packages of a lock file.
 
     requirements
         The text: ``name==version \\`` and its ``--hash`` lines, per package.
     without
         Names to leave out.
+    only
+        Names to keep; all where there are none.
 
-    Returns the entries that remain, without comments.
+    Returns the chosen entries, without comments.
     """
-    entries = re.sub(r"\\\n\s*", "", requirements).splitlines()
-    left_out = {_normal(name) for name in without}
-    kept = [line.strip() for line in entries if line.strip() and not line.lstrip().startswith("#")]
-    return "".join(f"{line}\n" for line in kept if _normal(re.split(r"[=\[;\s]", line)[0]) not in left_out)
+    entries = [line.strip() for line in re.sub(r"\\\n\s*", "", requirements).splitlines()]
+    left_out, kept = {_normal(name) for name in without}, {_normal(name) for name in only}
+    named = {_normal(re.split(r"[=\[;\s]", line)[0]): line for line in entries if line and not line.startswith("#")}
+    return "".join(f"{line}\n" for name, line in named.items() if name not in left_out and name in (kept or named))
 
 
 def digest(selected: str, python: str) -> str:
@@ -31,35 +33,27 @@ def digest(selected: str, python: str) -> str:
     return hashlib.sha256(f"{python}\n{selected}".encode()).hexdigest()
 
 
-def pip_arguments(requirements: str, wheelhouse: str = "") -> list[str]:
+def pip_arguments(requirements: str, wheelhouse: str = "", build: bool = False) -> list[str]:
     """Return the arguments of ``pip`` that install exactly the locked packages.
 
     requirements
         Path of the lock file.
     wheelhouse
-        URL or folder that holds the wheels; empty for the index that pip is configured with.
+        URL or folder that holds the packages; empty for the index that pip is configured with.
+    build
+        Build them from source, with the tools that the environment holds; else only wheels will do.
 
-    Nothing is compiled on the host, and a file whose hash is not in the lock is refused, so that plain HTTP will do.
+    A file whose hash is not in the lock is refused, so that plain HTTP will do for the wheelhouse.
     """
+    how = ["--no-binary=:all:", "--no-build-isolation"] if build else ["--only-binary=:all:"]
     source: list[str] = []
     if wheelhouse:
-        source = ["--no-index", "--find-links", wheelhouse]
+        source = ["--no-index", f"--find-links={wheelhouse}"]
         address = urlsplit(wheelhouse)
         if address.scheme == "http":
-            source += ["--trusted-host", address.netloc]
-    return [
-        "install",
-        "--quiet",
-        "--no-input",
-        "--disable-pip-version-check",
-        "--no-cache-dir",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--require-hashes",
-        *source,
-        "--requirement",
-        requirements,
-    ]
+            source.append(f"--trusted-host={address.netloc}")
+    quiet = ["--quiet", "--no-input", "--disable-pip-version-check", "--no-cache-dir"]
+    return ["install", *quiet, "--no-deps", "--require-hashes", *how, *source, "--requirement", requirements]
 
 
 def _normal(name: str) -> str:

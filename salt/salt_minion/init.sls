@@ -11,6 +11,7 @@ salt-minion-environment:
     - python: {{ minion.python[grains.os_family] }}
     - wheelhouse: "{{ minion.wheelhouse }}"
     - without: {{ minion.without | json }}
+    - build: {{ minion.build | json }}
     - require:
       - pkg: salt-minion-python
 {% for command in ["salt-call", "salt-minion"] %}
