@@ -65,8 +65,8 @@ SUPPORTED = "Debian 12 or a system of the RHEL 9 family"
 class Keys(Protocol):
     """The part of Salt's key store that is used here."""
 
-    def finger(self, match: str) -> dict[str, dict[str, Any]]:
-        """Return the fingerprints of matching keys by their status."""
+    def key_str(self, match: str) -> dict[str, dict[str, str]]:
+        """Return matching keys by their status."""
 
     def accept(self, *, match_dict: dict[str, list[str]]) -> object:
         """Accept the named keys."""
@@ -122,7 +122,7 @@ def bootstrap(
         own = master_fingerprint(opts)
         changed = install(opts, target, minion, facts["uid"] != "0", {"master": master, "master_finger": own})
         fingerprint = remote_fingerprint(target, facts["uid"] != "0", opts["hash_type"])
-        accepted = accept(keys, minion, fingerprint)
+        accepted = accept(keys, minion, fingerprint, opts["hash_type"])
     answer(opts, minion)
     done = bool(changed or accepted)
     return {
@@ -226,12 +226,12 @@ def _sudo_error(target: ssh.Target, answer: str, missing: bool) -> PlatformError
 def master_fingerprint(opts: Mapping[str, Any]) -> str:
     """Return the fingerprint of this master's public key, as a minion compares it."""
     path = Path(opts["pki_dir"]) / "master.pub"
-    finger = salt.utils.crypt.pem_finger(str(path), sum_type=opts["hash_type"]) if path.exists() else ""
+    finger = fingerprint_of(path.read_text(), opts["hash_type"]) if path.exists() else ""
     if not finger:
         raise PlatformError(
             "This master has no key yet", where=str(path), expected="a public key", hint="start the salt-master"
         )
-    return cast("str", finger)
+    return finger
 
 
 def install(
@@ -291,37 +291,47 @@ def _tail(text: object) -> str:
     return "\n".join(map(str, text)) if isinstance(text, list) else str(text)[-2000:]
 
 
+def fingerprint_of(pem: str, hash_type: str) -> str:
+    """Return the fingerprint of a public key, as ``salt-call key.finger`` and ``master_finger`` have it.
+
+    Salt 3008's ``salt-key -f`` hashes the key's first and last line too, and so prints another one for the same key.
+    """
+    lines = [line.strip() for line in pem.splitlines() if line.strip()]
+    body = "".join(f"{line}\n" for line in lines[1:-1])
+    return cast("str", salt.utils.crypt.pem_finger(key=body, sum_type=hash_type)) if body else ""
+
+
 def remote_fingerprint(target: ssh.Target, sudo: bool, hash_type: str) -> str:
     """Read the minion's public key over ssh, once it has one, and return its fingerprint."""
     command = [*(["sudo", "-n"] if sudo else []), "cat", MINION_KEY]
 
     def read() -> str:
-        return ssh.run(target, command, check=False).stdout
+        return fingerprint_of(ssh.run(target, command, check=False).stdout, hash_type)
 
-    text = wait.until(read, KEY_TIMEOUT, interval=1, what=f"the minion's key in {MINION_KEY} on {target.host}")
-    return cast("str", salt.utils.crypt.pem_finger(key=text.encode(), sum_type=hash_type))
+    return wait.until(read, KEY_TIMEOUT, interval=1, what=f"the minion's key in {MINION_KEY} on {target.host}")
 
 
-def accept(keys: Keys, minion: str, fingerprint: str, timeout: float = KEY_TIMEOUT) -> bool:
+def accept(keys: Keys, minion: str, fingerprint: str, hash_type: str, timeout: float = KEY_TIMEOUT) -> bool:
     """Accept the key of ``minion`` if it is the one that the server has.
 
     keys
         The master's key store.
     fingerprint
         The fingerprint of the key that the server showed over ssh.
+    hash_type
+        How fingerprints are made.
     timeout
         Seconds until the key must have arrived at the master.
 
     Returns False where it was accepted before. Raises ``PlatformError`` naming both keys where they differ.
     """
 
-    def status() -> tuple[str, Any] | None:
-        for state, found in keys.finger(minion).items():
-            if minion in found and state in ("minions", "minions_pre", "minions_rejected"):
-                return state, found[minion]
-        return None
+    def status() -> list[tuple[str, str]]:
+        states = ("minions", "minions_pre", "minions_rejected")
+        return [(state, found[minion]) for state, found in keys.key_str(minion).items() if state in states]
 
-    state, shown = cast("tuple[str, Any]", wait.until(status, timeout, what=f"the key of {minion} at this master"))
+    state, pem = wait.until(status, timeout, what=f"the key of {minion} at this master")[0]
+    shown = fingerprint_of(pem, hash_type)
     if shown != fingerprint or state == "minions_rejected":
         raise PlatformError(
             f"The key of {minion} at this master is " + ("not the server's" if shown != fingerprint else "rejected"),
