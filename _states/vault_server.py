@@ -1,0 +1,114 @@
+"""The Vault server's host: release, key, storage, and the watch over its seal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from aiplatform.errors import PlatformError
+from aiplatform.states import converge
+
+
+def release_installed(name: str, version: str, source: str, source_hash: str) -> dict[str, Any]:
+    """Have a pinned version unpacked in its own folder below ``name``.
+
+    .. code-block:: yaml
+
+        vault-release:
+          vault_server.release_installed:
+            - name: /opt/vault
+            - version: 1.21.0
+            - source: https://releases.hashicorp.com/vault/{version}/vault_{version}_linux_amd64.zip
+            - source_hash: sha256=5a91…
+    """
+    return converge(
+        name,
+        plan=lambda: (
+            {}
+            if __salt__["vault_server.release_present"](name, version)
+            else {"release": {"old": None, "new": version}}
+        ),
+        apply=lambda: __salt__["vault_server.install_release"](name, version, source, source_hash),
+        test=__opts__["test"],
+    )
+
+
+def key_present(name: str) -> dict[str, Any]:
+    """Have a private key that never leaves the host, and a certificate to start with.
+
+    .. code-block:: yaml
+
+        vault-key:
+          vault_server.key_present: []
+    """
+    return converge(
+        name,
+        plan=lambda: {} if __salt__["vault_server.key_present"]() else {"key": {"old": None, "new": "made"}},
+        apply=__salt__["vault_server.make_key"],
+        test=__opts__["test"],
+    )
+
+
+def storage_marked(name: str) -> dict[str, Any]:
+    """Have the storage carry an identity, by which the master knows it again.
+
+    .. code-block:: yaml
+
+        vault-storage-identity:
+          vault_server.storage_marked: []
+    """
+    return converge(
+        name,
+        plan=lambda: {} if __salt__["vault_server.storage_id"]() else {"identity": {"old": None, "new": "given"}},
+        apply=__salt__["vault_server.mark_storage"],
+        test=__opts__["test"],
+    )
+
+
+def watched(name: str, port: int = 8202, interval: int = 5, enabled: bool = True) -> dict[str, Any]:
+    """Have the minion tell the master whenever Vault is sealed, now and after each start.
+
+    port
+        Where Vault listens on loopback.
+    interval
+        Seconds between two looks.
+    enabled
+        False takes the watch away.
+
+    .. code-block:: yaml
+
+        vault_sealed:
+          vault_server.watched:
+            - interval: 5
+    """
+    target = Path(__opts__["conf_file"]).parent / "minion.d" / f"{name}.conf"
+    options = [{"interval": interval}, {"port": port}]
+    content = yaml.safe_dump({"beacons": {name: options}}) if enabled else None
+    return converge(
+        name,
+        plan=lambda: _watch_changes(target, content),
+        apply=lambda: _watch(name, options, target, content),
+        test=__opts__["test"],
+    )
+
+
+def _watch_changes(target: Path, wanted: str | None) -> dict[str, Any]:
+    present = target.read_text() if target.is_file() else None
+    return {} if present == wanted else {str(target): {"old": present, "new": wanted}}
+
+
+def _watch(name: str, options: list[dict[str, Any]], target: Path, content: str | None) -> None:
+    """Tell the running minion, where one runs, and write the file for its next start."""
+    if __opts__.get("file_client") != "local":
+        __salt__["beacons.delete"](name)
+        if content is not None:
+            answer = __salt__["beacons.add"](name, options)
+            if not answer["result"]:
+                raise PlatformError("The minion does not take the watch over Vault", actual=answer["comment"])
+    if content is None:
+        target.unlink(missing_ok=True)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(content)
