@@ -1,0 +1,73 @@
+"""Vault's certificate."""
+
+import pytest
+from aiplatform import vault_tls
+from aiplatform.errors import PlatformError
+from cryptography import x509
+
+NAMES = ["vault.acme.test", "ai_server", "192.0.2.29", "127.0.0.1"]
+
+
+@pytest.fixture(scope="module")
+def authority():
+    key = vault_tls.new_key()
+    return key, vault_tls.authority(key, "Test authority")
+
+
+@pytest.fixture(scope="module")
+def host():
+    key = vault_tls.new_key()
+    return key, vault_tls.request(key, "ai_server")
+
+
+def reason(certificate, host, authority, names=NAMES, renew_days=30):
+    return vault_tls.renewal_reason(certificate, host[1], authority[1], names, renew_days)
+
+
+def test_a_signed_certificate_serves(authority, host):
+    signed = vault_tls.sign(host[1], *authority, NAMES, 365)
+    assert reason(signed, host, authority) == ""
+    assert vault_tls.matches(signed, host[0])
+    assert signed.count("BEGIN CERTIFICATE") == 2  # the chain
+
+
+def test_the_names_are_the_masters_choice(authority, host):
+    signed = x509.load_pem_x509_certificate(vault_tls.sign(host[1], *authority, NAMES, 365).encode())
+    found = signed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert found.get_values_for_type(x509.DNSName) == ["vault.acme.test", "ai_server"]
+    assert [str(a) for a in found.get_values_for_type(x509.IPAddress)] == ["192.0.2.29", "127.0.0.1"]
+    assert not signed.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("none", "no certificate"),
+        ("self-signed", "not signed by"),
+        ("other authority", "not signed by"),
+        ("other key", "another key"),
+        ("other names", "its names are"),
+        ("ends soon", "it ends on"),
+    ],
+)
+def test_reasons_for_a_new_one(change, said, authority, host):
+    other = vault_tls.new_key()
+    certificate = {
+        "none": lambda: None,
+        "self-signed": lambda: vault_tls.self_signed(host[0], "x", NAMES),
+        "other authority": lambda: vault_tls.sign(host[1], other, vault_tls.authority(other, "Other"), NAMES, 365),
+        "other key": lambda: vault_tls.sign(vault_tls.request(other, "x"), *authority, NAMES, 365),
+        "other names": lambda: vault_tls.sign(host[1], *authority, NAMES[:2], 365),
+        "ends soon": lambda: vault_tls.sign(host[1], *authority, NAMES, 29),
+    }[change]()
+    assert said in reason(certificate, host, authority)
+
+
+def test_a_request_signed_with_a_foreign_key_is_refused(authority, host):
+    lines = host[1].splitlines()
+    # One bit of the signature, which stands last.
+    body = "".join(lines[1:-1])
+    flipped = body[:-8] + ("A" if body[-8] != "A" else "B") + body[-7:]
+    forged = "\n".join([lines[0], *[flipped[i : i + 64] for i in range(0, len(flipped), 64)], lines[-1], ""])
+    with pytest.raises((PlatformError, ValueError)):
+        vault_tls.sign(forged, *authority, NAMES, 365)
