@@ -45,6 +45,7 @@ def python_dirs(checkout: Path, *names: str) -> dict[str, list[str]]:
         "beacons_dirs": "_beacons",
         "runner_dirs": "_runners",
         "pillar_dirs": "_pillar",
+        "outputter_dirs": "_output",
     }
     return {name: [str(checkout / folders[name])] for name in names}
 
@@ -62,10 +63,14 @@ def fragments(checkout: Path, root: Path, pillar: list[Path]) -> dict[str, dict[
         "pillar_roots": {"base": [str(path) for path in pillar]},
         "ext_pillar": [{"ai_platform": {"formulas": str(checkout / "salt")}}],
     }
-    compile_here = python_dirs(checkout, "module_dirs", "utils_dirs", "pillar_dirs")
+    # The orchestration is a state run on the master: it has modules and states of its own.
+    compile_here = python_dirs(checkout, "module_dirs", "states_dirs", "utils_dirs", "pillar_dirs")
     local = python_dirs(checkout, "module_dirs", "states_dirs", "utils_dirs", "beacons_dirs", "pillar_dirs")
     return {
-        "master": run_paths(root, "master") | tree | compile_here | python_dirs(checkout, "runner_dirs"),
+        "master": run_paths(root, "master")
+        | tree
+        | compile_here
+        | python_dirs(checkout, "runner_dirs", "outputter_dirs"),
         "minion": run_paths(root, "minion"),
         "masterless": run_paths(root, "masterless") | tree | local,
     }

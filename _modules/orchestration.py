@@ -1,0 +1,45 @@
+"""The steps of a deploy, as the orchestration renders them on the master."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import salt.key
+
+from aiplatform import deploy, tables
+from aiplatform import phases as graph
+from aiplatform.errors import PlatformError
+
+
+def steps(phases: list[str] | None = None, limit: list[str] | None = None) -> list[dict[str, Any]]:
+    """Take the lock of deploys and return the steps as ``id``, ``function`` and ``arguments`` of Salt states.
+
+    The lock stays with this process until it ends: one deploy at a time, whichever command started it.
+
+    phases
+        The phases to run; all where it is empty.
+    limit
+        The minion ids to run on; all where it is empty.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd orchestration.steps phases='[vault]'
+    """
+    tables.hush()
+    deploy.Lock(Path(__opts__["cachedir"])).take("state.orchestrate orch.deploy")
+    rows = graph.load(graph.find(__opts__["file_roots"]["base"]))
+    planned = graph.plan(rows, __pillar__["platform"]["hosts"], phases or [], limit or [])
+    hosts = sorted({host for step in planned for host in step.hosts})
+    missing = deploy.without_key(hosts, salt.key.Key(__opts__).list_keys()["minions"])
+    if missing:
+        raise PlatformError(
+            "Hosts of the platform are no minions of this master",
+            where="platform.hosts",
+            expected="an accepted key for each host",
+            actual=f"none for {', '.join(missing)}",
+            hint="salt-run ai_platform.bootstrap host=<id> user=<login>, or limit the deploy to the other hosts",
+        )
+    return [deploy.salt_state(step) for step in planned]

@@ -1,0 +1,126 @@
+"""The platform as a whole: deploy it, ask how it is, verify it.
+
+Each function prints a table to people and gives data with ``--out=json``; progress goes to the error stream.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from aiplatform import deploy as deploying
+from aiplatform import outcome, phases, progress, services, settings, tables
+from aiplatform.errors import PlatformError
+
+
+def deploy(
+    phases: list[str] | str | None = None,
+    limit: list[str] | str | None = None,
+    test: bool = False,
+    fresh: bool = False,
+) -> dict[str, Any]:
+    """Deploy the platform: the orchestration ``orch.deploy`` with its input checked, progress and a summary.
+
+    phases
+        The phases to run, as a list or separated by commas; all where it is left out.
+    limit
+        The hosts to run on, likewise.
+    test
+        Show what would change and touch nothing.
+    fresh
+        Run every phase, although an earlier deploy of the same inputs failed half-way. Without it the phases
+        that went well then are left out.
+
+    Exit code 0 where all phases went well, else 1.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run ai_platform.deploy
+        salt-run ai_platform.deploy phases=ollama,models limit=ai_server test=True
+    """
+    tables.hush()
+    lock = deploying.Lock(Path(__opts__["cachedir"]))
+    try:
+        lock.take("ai_platform.deploy")
+        return _deploy(_names(phases), _names(limit), bool(test), bool(fresh))
+    except PlatformError as err:
+        return _refused(err)
+    finally:
+        lock.release()
+
+
+def _deploy(only: list[str], limit: list[str], test: bool, fresh: bool) -> dict[str, Any]:
+    pillar = settings.load(__opts__)
+    graph = phases.load(phases.find(__opts__["file_roots"]["base"]))
+    record = deploying.Record(Path(__opts__["cachedir"]))
+    inputs = deploying.fingerprint(pillar, [*__opts__["file_roots"]["base"], *__opts__.get("runner_dirs", [])])
+    phases.check_names(only, graph, "phases")
+    done = [] if only or test or fresh else record.done(inputs, limit)
+    chosen = [name for name in only or graph if name not in done]
+    steps = phases.plan(graph, pillar["platform"]["hosts"], chosen, limit)
+    if done:
+        _say(f"Carrying on; done before: {', '.join(done)} (fresh=True runs them again)")
+    began = time.monotonic()
+    rows, failures = _orchestrate(steps, chosen, limit, test)
+    data = {
+        "retcode": int(bool(failures) or not all(row.good for row in rows)),
+        "test": test,
+        "resumed": done,
+        "seconds": round(time.monotonic() - began, 1),
+        "phases": outcome.as_data(rows),
+        "failures": outcome.as_data(failures),
+        "urls": services.urls(pillar),
+        "slots": _slots(pillar),
+    }
+    if not test and not only:
+        _remember(record, inputs, limit, done, rows, bool(data["retcode"]))
+    return tables.answer(__opts__, data, outcome.summary(data))
+
+
+def _orchestrate(
+    steps: list[phases.Step], chosen: list[str], limit: list[str], test: bool
+) -> tuple[list[outcome.Row], list[outcome.Failure]]:
+    """Run the orchestration of these steps, and return how each went."""
+    with progress.shown(__opts__, steps):
+        answer = __salt__["state.orchestrate"](
+            "orch.deploy", test=test or None, pillar={"phases": chosen, "limit": limit}
+        )
+    return outcome.rows(steps, outcome.by_id(answer))
+
+
+def _remember(
+    record: deploying.Record, inputs: str, limit: list[str], done: list[str], rows: list[outcome.Row], failed: bool
+) -> None:
+    """Keep what went well for the next run, or forget it once all did."""
+    if not failed:
+        record.clear()
+        return
+    bad = {row.phase for row in rows if not row.good}
+    record.failed(inputs, limit, [*done, *(row.phase for row in rows if row.phase not in bad)])
+
+
+def _slots(pillar: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the slots with the model each holds: pillar's, else the benchmark's choice."""
+    return []
+
+
+def _names(value: list[str] | str | None) -> list[str]:
+    """Return names given as a list or as text with commas."""
+    if not value:
+        return []
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else [str(name) for name in value]
+
+
+def _refused(err: PlatformError) -> dict[str, Any]:
+    """Return the answer of a run that did not begin."""
+    __context__["retcode"] = 1
+    return tables.answer(__opts__, {"retcode": 1, "error": str(err)}, f"Refused: {err}")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

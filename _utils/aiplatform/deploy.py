@@ -1,0 +1,160 @@
+"""One deploy at a time, that can be taken up again where it failed."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from getpass import getuser
+from pathlib import Path
+from typing import Any
+
+from aiplatform.errors import PlatformError
+from aiplatform.phases import STATE, Step
+
+FOLDER = "ai_platform"
+# What differs between two runs of one deploy and must not make it another one: the benchmark writes the selection.
+_NOT_INPUTS = frozenset({"selection", "phases", "limit"})
+_held: dict[Path, int] = {}
+
+
+class Lock:
+    """The lock of deploys on one master; the process that takes it keeps it until ``release`` or its end."""
+
+    def __init__(self, cachedir: Path) -> None:
+        self.path = cachedir / FOLDER / "deploy.lock"
+
+    def take(self, command: str) -> None:
+        """Take the lock, or do nothing where this process has it already.
+
+        command
+            What it is taken for; a second deploy is told.
+
+        Raises ``PlatformError`` naming the holder.
+        """
+        if self.path in _held:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            os.close(handle)
+            raise self._refused() from err
+        holder = {
+            "pid": os.getpid(),
+            "user": os.environ.get("SUDO_USER") or getuser(),
+            "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+            "command": command,
+        }
+        os.ftruncate(handle, 0)
+        os.write(handle, json.dumps(holder).encode())
+        _held[self.path] = handle
+
+    def release(self) -> None:
+        """Give the lock back; nothing where this process does not hold it."""
+        handle = _held.pop(self.path, None)
+        if handle is not None:
+            os.close(handle)
+
+    def holder(self) -> dict[str, Any]:
+        """Return ``pid``, ``user``, ``started`` and ``command`` of the latest holder; ``{}`` where there was none."""
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _refused(self) -> PlatformError:
+        held = self.holder()
+        return PlatformError(
+            "Another deploy is running",
+            where=str(self.path),
+            expected="one deploy at a time",
+            actual="{command} of user {user}, pid {pid}, since {started}".format(
+                **({"command": "unknown", "user": "unknown", "pid": "unknown", "started": "unknown"} | held)
+            ),
+            hint="wait for it to end, or end it",
+        )
+
+
+class Record:
+    """Which phases of the latest deploy went well, so that a new run carries on from the others."""
+
+    def __init__(self, cachedir: Path) -> None:
+        self.path = cachedir / FOLDER / "deploy.json"
+
+    def done(self, inputs: str, limit: Sequence[str]) -> list[str]:
+        """Return the phases that went well in the failed deploy of these inputs and hosts.
+
+        inputs
+            The fingerprint of what is deployed; another one makes a new deploy.
+        limit
+            The hosts it is limited to.
+        """
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+        same = content.get("inputs") == inputs and content.get("limit") == sorted(limit)
+        return list(content["done"]) if same else []
+
+    def failed(self, inputs: str, limit: Sequence[str], done: Iterable[str]) -> None:
+        """Keep the phases that went well before the deploy failed."""
+        content = {"inputs": inputs, "limit": sorted(limit), "done": sorted(set(done))}
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fresh = self.path.with_suffix(".new")
+        fresh.write_text(json.dumps(content), encoding="utf-8")
+        fresh.replace(self.path)
+
+    def clear(self) -> None:
+        """Forget the deploy: it is complete."""
+        self.path.unlink(missing_ok=True)
+
+
+def fingerprint(settings: Mapping[str, Any], folders: Iterable[str]) -> str:
+    """Return one hash over the settings and every file below the folders (names and content).
+
+    settings
+        The effective pillar; the benchmark's selection does not count.
+    folders
+        The state trees and the folders of the Python modules.
+    """
+    inputs = {str(key): value for key, value in settings.items() if key not in _NOT_INPUTS}
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode())
+    for folder in folders:
+        for path in sorted(_files(Path(folder))):
+            digest.update(f"\0{path}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        yield from (Path(parent) / name for name in names)
+
+
+def salt_state(step: Step) -> dict[str, Any]:
+    """Return a step as the state that the orchestration renders: ``id``, ``function`` and ``arguments``."""
+    # Two phases may work on one host at the same time: the graph says that they do not need each other.
+    arguments: list[dict[str, Any]] = [{"parallel": True}]
+    if step.kind == STATE:
+        arguments += [{"tgt": list(step.hosts)}, {"tgt_type": "list"}, {"sls": step.name}, {"concurrent": True}]
+    else:
+        arguments += [{"name": step.name}]
+    if step.require:
+        arguments += [{"require": list(step.require)}]
+    return {
+        "id": step.id,
+        "function": "salt.state" if step.kind == STATE else "orchestration.runner",
+        "arguments": arguments,
+    }
+
+
+def without_key(hosts: Iterable[str], accepted: Iterable[str]) -> list[str]:
+    """Return the hosts whose key the master has not accepted: Salt would silently leave them out."""
+    known = set(accepted)
+    return [host for host in hosts if host not in known]

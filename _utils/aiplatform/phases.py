@@ -1,0 +1,149 @@
+"""The graph of a deploy: which phase needs which, and the steps of a run in an order Salt can take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from aiplatform import settings
+from aiplatform.errors import PlatformError
+from aiplatform.schema import one_of
+
+STATE, RUNNER = "state", "runner"
+# The step that brings changed Python modules to the hosts when no phase before it has done so.
+SYNC = "sync"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One row of the graph; ``steps`` are pairs of kind (state, runner) and name."""
+
+    name: str
+    about: str
+    roles: tuple[str, ...]
+    needs: tuple[str, ...]
+    steps: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One state of the orchestration, on ``hosts`` or, a runner, on the master."""
+
+    id: str
+    phase: str
+    kind: str
+    name: str
+    hosts: tuple[str, ...]
+    require: tuple[str, ...] = field(default=())
+
+
+def find(file_roots: Sequence[str]) -> Path:
+    """Return the path of the graph, ``orch/phases.yaml`` in the first state tree that has it."""
+    for root in file_roots:
+        if (path := Path(root) / "orch" / "phases.yaml").is_file():
+            return path
+    raise PlatformError("The graph of phases is not there", where=", ".join(file_roots), expected="orch/phases.yaml")
+
+
+def load(path: Path) -> dict[str, Phase]:
+    """Return the graph in ``path``, in an order in which every phase follows what it needs.
+
+    Raises ``PlatformError`` where a phase needs an unknown one, or itself by a detour.
+    """
+    rows = settings.read_yaml(path)
+    phases = {name: _phase(name, row) for name, row in rows.items()}
+    for phase in phases.values():
+        check_names(phase.needs, phases, f"{path}: {phase.name}.needs")
+    try:
+        order = TopologicalSorter({phase.name: phase.needs for phase in phases.values()}).static_order()
+        return {name: phases[name] for name in order}
+    except CycleError as err:
+        raise PlatformError(
+            "The graph of phases has a cycle", where=str(path), actual=" -> ".join(err.args[1])
+        ) from err
+
+
+def _phase(name: str, row: Mapping[str, Any]) -> Phase:
+    steps = tuple((kind, str(target)) for step in row["steps"] for kind, target in step.items())
+    return Phase(name, row["about"], tuple(row["roles"]), tuple(row["needs"]), steps)
+
+
+def check_names(names: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Refuse names that are not known; the error names the nearest one.
+
+    Raises ``PlatformError`` with every unknown name.
+    """
+    known = list(known)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        wanted = "; ".join(one_of(name, known) for name in unknown)
+        raise PlatformError("Unknown name", where=where, expected=wanted, actual=", ".join(map(str, unknown)))
+
+
+def plan(
+    phases: Mapping[str, Phase],
+    hosts: Mapping[str, Mapping[str, Any]],
+    only: Sequence[str] = (),
+    limit: Sequence[str] = (),
+) -> list[Step]:
+    """Return the steps of a run.
+
+    phases
+        The graph.
+    hosts
+        ``platform:hosts``: minion id to its ``roles``.
+    only
+        The phases to run; all where it is empty. What was needed by way of a phase left out is still waited for.
+    limit
+        The hosts to run on; all where it is empty. A phase without a host left, its runners included, is left out.
+    """
+    check_names(only, phases, "phases")
+    check_names(limit, hosts, "limit")
+    chosen = [phase for phase in phases.values() if not only or phase.name in only]
+    found: dict[str, list[Step]] = {}
+    for phase in chosen:
+        targets = _targets(phase, hosts, limit)
+        if targets:
+            before = [found[name][-1].id for name in sorted(_nearest(phase.name, phases, found))]
+            found[phase.name] = _chain(phase, targets, before)
+    steps = [step for chain in found.values() for step in chain]
+    return _with_sync(steps) if steps else []
+
+
+def _targets(phase: Phase, hosts: Mapping[str, Mapping[str, Any]], limit: Sequence[str]) -> tuple[str, ...]:
+    return tuple(
+        name for name, host in hosts.items() if set(host["roles"]) & set(phase.roles) and (not limit or name in limit)
+    )
+
+
+def _nearest(name: str, phases: Mapping[str, Phase], running: Iterable[str]) -> set[str]:
+    """Return the phases of this run that ``name`` needs, looking through those that are left out."""
+    direct = phases[name].needs
+    kept = {need for need in direct if need in running}
+    return kept.union(*(_nearest(need, phases, running) for need in direct if need not in kept))
+
+
+def _chain(phase: Phase, targets: tuple[str, ...], before: list[str]) -> list[Step]:
+    steps: list[Step] = []
+    for number, (kind, name) in enumerate(phase.steps, start=1):
+        step_id = phase.name if number == 1 else f"{phase.name} {name}"
+        require = tuple(before) if number == 1 else (steps[-1].id,)
+        steps.append(Step(step_id, phase.name, kind, name, targets, require))
+    return steps
+
+
+def _with_sync(steps: list[Step]) -> list[Step]:
+    """Put a step in front that syncs the modules, unless all steps wait for one phase that does it.
+
+    Two states that run side by side on one host must not both renew its modules.
+    """
+    roots = [step for step in steps if not step.require]
+    every = {host for step in steps for host in step.hosts}
+    if len(roots) == 1 and roots[0].kind == STATE and every <= set(roots[0].hosts):
+        return steps
+    sync = Step(SYNC, SYNC, STATE, "platform", tuple(sorted(every)))
+    waiting = [step if step.require else Step(**(vars(step) | {"require": (SYNC,)})) for step in steps]
+    return [sync, *waiting]

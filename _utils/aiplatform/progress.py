@@ -1,0 +1,118 @@
+"""A line on the terminal for each phase and host as a deploy goes on."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from typing import Any
+
+from aiplatform.outcome import changed_ids, failures_of, states_of
+from aiplatform.phases import STATE, Step
+
+# Seconds without news after which a line says what is being waited for.
+QUIET = 20
+
+
+class Lines:
+    """Turns events of the master into lines of text."""
+
+    def __init__(self, steps: Sequence[Step], started: float) -> None:
+        self._phases = {(step.kind, step.name): step.phase for step in steps}
+        self._started = started
+        self._jobs: dict[str, float] = {}
+        self._waiting: dict[tuple[str, str], float] = {}
+
+    def of(self, tag: str, data: Mapping[str, Any], now: float) -> str:
+        """Return the line for one event; empty where it says nothing about this deploy.
+
+        tag, data
+            The event.
+        now
+            The time in seconds, on the clock of ``started``.
+        """
+        phase = self._phase(data)
+        if not phase:
+            return ""
+        if fnmatch(tag, "salt/job/*/new"):
+            self._waiting |= {(phase, host): now for host in data.get("minions", [])}
+        elif fnmatch(tag, "salt/run/*/new"):
+            self._waiting[(phase, "master")] = now
+        elif fnmatch(tag, "salt/job/*/ret/*"):
+            return self._line(phase, str(data["id"]), self._states(phase, data), now)
+        elif fnmatch(tag, "salt/run/*/ret"):
+            return self._line(phase, "master", "done" if data.get("success") else "ended", now)
+        return ""
+
+    def waiting(self, now: float) -> str:
+        """Return a line about what the deploy waits for; empty where that is nothing."""
+        names = ", ".join(f"{phase} on {host}" for phase, host in self._waiting)
+        return f"{self._clock(now)} still at work: {names}" if names else ""
+
+    def _phase(self, data: Mapping[str, Any]) -> str:
+        function = str(data.get("fun", ""))
+        if function.startswith("runner."):
+            return self._phases.get(("runner", function.removeprefix("runner.")), "")
+        arguments = data.get("fun_args") or data.get("arg") or [""]
+        return self._phases.get((STATE, str(arguments[0])), "") if function == "state.sls" else ""
+
+    def _states(self, phase: str, data: Mapping[str, Any]) -> str:
+        answer = data.get("return")
+        if failures := failures_of(phase, str(data["id"]), answer):
+            return f"FAILED: {failures[0].state or 'no state'}: {failures[0].reason.splitlines()[0]}"
+        return f"{len(states_of(answer))} states, {len(changed_ids(answer))} changed"
+
+    def _line(self, phase: str, host: str, text: str, now: float) -> str:
+        began = self._waiting.pop((phase, host), now)
+        return f"{self._clock(now)} {phase:<12} {host:<16} {now - began:6.1f} s  {text}"
+
+    def _clock(self, now: float) -> str:
+        seconds = int(now - self._started)
+        return f"[{seconds // 60:3d}:{seconds % 60:02d}]"
+
+
+@contextmanager
+def shown(opts: Mapping[str, Any], steps: Sequence[Step]) -> Iterator[None]:
+    """Show progress on the error stream while the body runs.
+
+    A process of its own listens to the master's events, so that the orchestration forks from a process
+    without threads, and so that a lost event costs a line and nothing else.
+
+    opts
+        The master's options.
+    steps
+        The steps of the run.
+    """
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    watcher = context.Process(target=_watch, args=(dict(opts), list(steps), ready), daemon=True)
+    watcher.start()
+    ready.wait(timeout=5)
+    try:
+        yield
+    finally:
+        watcher.terminate()
+        watcher.join(timeout=5)
+
+
+def _watch(opts: dict[str, Any], steps: list[Step], ready: Any) -> None:
+    import salt.utils.event
+
+    lines = Lines(steps, time.monotonic())
+    with salt.utils.event.get_event("master", opts=opts, listen=True) as events:
+        ready.set()
+        told = time.monotonic()
+        while True:
+            event = events.get_event(wait=1, full=True, auto_reconnect=True)
+            now = time.monotonic()
+            line = lines.of(event["tag"], event["data"], now) if event else ""
+            if not line and now - told > QUIET:
+                line = lines.waiting(now)
+                told = now
+            if line:
+                told = now
+                sys.stderr.write(f"{line}\n")
+                sys.stderr.flush()

@@ -1,0 +1,43 @@
+"""Answers of runners: a table for people, data for programs."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return rows under their headers in columns as wide as what they hold; an empty string without rows."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    if not cells:
+        return ""
+    widths = [max(len(row[i]) for row in [list(headers), *cells]) for i in range(len(headers))]
+    lines = [list(headers), ["-" * width for width in widths], *cells]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def answer(opts: Mapping[str, Any], data: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """Return what a runner returns, and show ``text`` to a person at a terminal.
+
+    opts
+        ``__opts__`` of the runner.
+    data
+        The answer as data; ``retcode`` in it becomes the exit code of ``salt-run``.
+    text
+        The same for people; left out where the caller chose an outputter (``--out=json``).
+    """
+    if opts.get("output") or opts.get("quiet") or "fun" not in opts:
+        return dict(data)
+    sys.stdout.write(f"{text.rstrip()}\n")
+    sys.stdout.flush()
+    # _output/quiet.py prints nothing more; salt-run still takes its exit code from the data.
+    return {"outputter": "quiet", "data": dict(data)}
+
+
+def hush() -> None:
+    """Keep Salt's remarks about its own unclosed sockets at the end of a process off the terminal."""
+    warnings.filterwarnings("ignore", message="unclosed")
