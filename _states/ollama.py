@@ -1,0 +1,81 @@
+"""States of Ollama on this host: its release, its instances' readiness, the host's tuning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiplatform import ollama as api
+from aiplatform import tuning, wait
+from aiplatform.errors import PlatformError
+from aiplatform.states import converge
+
+
+def installed(name: str) -> dict[str, Any]:
+    """The release that pillar ``ollama`` pins is unpacked below its root, its archive checked by its hash.
+
+    name
+        The version, for the reader.
+
+    .. code-block:: yaml
+
+        ollama-release:
+          ollama.installed:
+            - name: 0.17.4
+    """
+    return converge(
+        name,
+        plan=lambda: {} if __salt__["ollama.is_installed"]() else {name: {"old": "absent", "new": "installed"}},
+        apply=lambda: __salt__["ollama.install"](),
+        test=__opts__["test"],
+    )
+
+
+def ready(name: str, url: str, version: str, timeout: float = 120) -> dict[str, Any]:
+    """An instance answers, with this version. Changes nothing; waits for it.
+
+    name
+        The instance, for the reader.
+
+    url
+        Its base URL.
+
+    timeout
+        Seconds to wait.
+
+    .. code-block:: yaml
+
+        ollama-node1-ready:
+          ollama.ready:
+            - name: node1
+            - url: http://127.0.0.1:11434
+            - version: 0.17.4
+    """
+    if __opts__["test"]:
+        return converge(name, dict, dict, True) | {"comment": f"A real run waits for {url}"}
+    return converge(name, plan=lambda: _await_version(url, version, timeout), apply=dict, test=False)
+
+
+def host_tuned(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Kernel settings are in force; those that this host has not got or does not let itself be told are skipped.
+
+    settings
+        As pillar ``ollama:tuning``.
+
+    .. code-block:: yaml
+
+        ollama-tuning:
+          ollama.host_tuned:
+            - settings: {sysctl: {vm.swappiness: 1}, transparent_hugepages: madvise, cpu_governor: performance}
+    """
+    outcome = tuning.compare(tuning.files(settings))
+    ret = converge(name, outcome.changes, lambda: tuning.apply(outcome), __opts__["test"])
+    return ret | {"comment": "; ".join(part for part in (ret["comment"], outcome.notes()) if part)}
+
+
+def _await_version(url: str, version: str, timeout: float) -> dict[str, Any]:
+    client = api.Client(url)
+    wait.until(client.health, timeout, what=f"Ollama at {url}")
+    found = client.version()
+    if found != version:
+        raise PlatformError("Another version answers", where=url, expected=version, actual=found)
+    return {}

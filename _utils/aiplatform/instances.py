@@ -1,0 +1,102 @@
+"""The Ollama instances of a host: address, environment and command line of each, out of the pillar and a NUMA plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from aiplatform.errors import NotFoundError
+from aiplatform.numa import Binding
+
+Settings = Mapping[str, Any]
+
+# Besides the slots' models: an embedding model, and one that is being loaded to take another's place.
+SPARE_PLACES = 2
+
+
+def models_dir(settings: Settings) -> str:
+    """Return the folder of the store that all instances share."""
+    named = settings["ollama"]["models_dir"]
+    return str(named or PurePosixPath(settings["platform"]["data_root"]) / "ollama_models")
+
+
+def base_url(settings: Settings, instance: str) -> str:
+    """Return the URL of an instance as its own host reaches it.
+
+    Raises ``NotFoundError`` for an instance that the pillar does not have.
+    """
+    known = settings["ollama"]["instances"]
+    if instance not in known:
+        raise NotFoundError(
+            f"There is no instance {instance!r}", where="ollama:instances", expected=" or ".join(sorted(known))
+        )
+    host = settings["ollama"]["api_host"]
+    address = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 (compared, not bound)
+    return f"http://{address}:{known[instance]['port']}"
+
+
+def loaded_limit(settings: Settings, instance: str) -> int:
+    """Return how many models an instance may hold at once without evicting one.
+
+    Ollama evicts by keep-alive and digest, a locked slot as soon as any other. So there is a place for each slot of the
+    instance (an empty one too), each model that an alias keeps resident there, an embedding model and one incoming.
+    """
+    slots = [slot for slot in settings.get("slots", {}).values() if slot["instance"] == instance]
+    aliases = settings.get("aliases", {}).values()
+    resident = {alias["model"] for alias in aliases if alias.get("model") and alias.get("instance") == instance}
+    return len(slots) + len(resident) + SPARE_PLACES
+
+
+def environment(settings: Settings, instance: str) -> dict[str, str]:
+    """Return the environment of an instance's service."""
+    ollama = settings["ollama"]
+    port = ollama["instances"][instance]["port"]
+    return {
+        # Neither authentication nor threads are here: Ollama has no variable for either.
+        "HOME": f"/var/lib/ollama/{instance}",
+        "OLLAMA_NO_CLOUD": "1",
+        **ollama["environment"],
+        "OLLAMA_HOST": f"{_bracketed(ollama['api_host'])}:{port}",
+        "OLLAMA_MODELS": models_dir(settings),
+        "OLLAMA_KEEP_ALIVE": str(ollama["keep_alive"]),
+        "OLLAMA_FLASH_ATTENTION": str(int(ollama["flash_attention"])),
+        "OLLAMA_NUM_PARALLEL": str(ollama["num_parallel"]),
+        "OLLAMA_MAX_LOADED_MODELS": str(loaded_limit(settings, instance)),
+        "OLLAMA_LOAD_TIMEOUT": str(ollama["load_timeout"]),
+        # A start would delete what the other instance is pulling into the shared store.
+        "OLLAMA_NOPRUNE": "1",
+    }
+
+
+def command(root: str, binding: Binding) -> list[str]:
+    """Return the words of the service's command line."""
+    serve = [f"{root}/current/bin/ollama", "serve"]
+    return ["/usr/bin/numactl", *binding.numactl, *serve] if binding.numactl else serve
+
+
+def describe(settings: Settings, bindings: Mapping[str, Binding]) -> dict[str, dict[str, Any]]:
+    """Return what a unit file needs of each instance: ``unit``, ``url``, ``command``, ``environment``, ``num_thread``,
+    ``warnings``.
+    """  # noqa: D205 (one sentence)
+    ollama = settings["ollama"]
+    return {
+        name: {
+            "unit": ollama["instances"][name]["unit"],
+            "url": base_url(settings, name),
+            "command": command(ollama["root"], binding),
+            "environment": environment(settings, name),
+            "num_thread": binding.num_thread,
+            "warnings": list(binding.warnings),
+        }
+        for name, binding in bindings.items()
+    }
+
+
+def warnings(described: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the warnings of all instances."""
+    return [warning for instance in described for warning in instance["warnings"]]
+
+
+def _bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address

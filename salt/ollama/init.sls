@@ -1,0 +1,137 @@
+# Ollama: the pinned release, the shared store, one bound and confined service for each instance, a tuned host.
+{% set ollama = pillar.ollama %}
+{% set models_dir = salt["ollama.models_dir"]() %}
+{% set instances = salt["ollama.instances"]() %}
+ollama-packages:
+  pkg.installed:
+    - pkgs: {{ ollama.packages[grains.os_family] | json }}
+
+ollama-user:
+  group.present:
+    - name: {{ ollama.group }}
+    - system: true
+  user.present:
+    - name: {{ ollama.user }}
+    - gid: {{ ollama.group }}
+    - system: true
+    - home: /var/lib/ollama
+    - createhome: false
+    - shell: /usr/sbin/nologin
+    - fullname: Ollama
+    - remove_groups: false
+    - optional_groups: {{ ["render", "video"] if ollama.gpu else [] }}
+    - require:
+      - group: ollama-user
+
+ollama-data-root:
+  file.directory:
+    - name: {{ pillar.platform.data_root }}
+    - mode: "0755"
+    - makedirs: true
+
+ollama-models-dir:
+  file.directory:
+    - name: {{ models_dir }}
+    - user: {{ ollama.user }}
+    - group: {{ ollama.group }}
+    - mode: "0750"
+    - require:
+      - user: ollama-user
+      - file: ollama-data-root
+
+ollama-release:
+  ollama.installed:
+    - name: {{ ollama.version }}
+    - require:
+      - pkg: ollama-packages
+
+# Replaced in one step: whoever starts the program gets one version or the other.
+ollama-current:
+  file.symlink:
+    - name: {{ ollama.root }}/current
+    - target: {{ ollama.root }}/{{ ollama.version }}
+    - force: true
+    - atomic: true
+    - require:
+      - ollama: ollama-release
+
+ollama-command:
+  file.symlink:
+    - name: /usr/local/bin/ollama
+    - target: {{ ollama.root }}/current/bin/ollama
+    - force: true
+    - require:
+      - file: ollama-current
+
+ollama-sysctl:
+  file.managed:
+    - name: /etc/sysctl.d/99-ollama-perf.conf
+    - source: salt://ollama/files/99-ollama-perf.conf
+    - template: jinja
+    - mode: "0644"
+    - makedirs: true
+    - context: {{ {"tuning": ollama.tuning} | json }}
+
+ollama-host-settings:
+  file.managed:
+    - name: /etc/tmpfiles.d/ollama-perf.conf
+    - source: salt://ollama/files/ollama-perf.conf
+    - template: jinja
+    - mode: "0644"
+    - makedirs: true
+    - context: {{ {"tuning": ollama.tuning} | json }}
+
+ollama-tuning-unit:
+  file.managed:
+    - name: /etc/systemd/system/ollama-tuning.service
+    - source: salt://ollama/files/ollama-tuning.service
+    - template: jinja
+    - mode: "0644"
+    - context:
+        units: {{ instances.values() | map(attribute="unit") | list | json }}
+  service.enabled:
+    - name: ollama-tuning
+    - require:
+      - file: ollama-tuning-unit
+
+ollama-tuning:
+  ollama.host_tuned:
+    - settings: {{ ollama.tuning | json }}
+{% for name, instance in instances.items() %}
+ollama-{{ name }}-unit:
+  file.managed:
+    - name: /etc/systemd/system/{{ instance.unit }}
+    - source: salt://ollama/files/ollama.service
+    - template: jinja
+    - mode: "0644"
+    - context: {{ {"name": name, "unit": instance.unit, "ollama": ollama, "models_dir": models_dir} | json }}
+
+ollama-{{ name }}-settings:
+  file.managed:
+    - name: /etc/systemd/system/{{ instance.unit }}.d/override.conf
+    - source: salt://ollama/files/override.conf
+    - template: jinja
+    - mode: "0644"
+    - makedirs: true
+    - context: {{ {"name": name, "instance": instance} | json }}
+
+ollama-{{ name }}:
+  service.running:
+    - name: {{ instance.unit }}
+    - enable: true
+    - watch:
+      - ollama: ollama-release
+      - file: ollama-current
+      - file: ollama-{{ name }}-unit
+      - file: ollama-{{ name }}-settings
+    - require:
+      - file: ollama-models-dir
+      - ollama: ollama-tuning
+  ollama.ready:
+    - name: {{ name }}
+    - url: {{ instance.url }}
+    - version: {{ ollama.version }}
+    - timeout: {{ ollama.ready_timeout }}
+    - require:
+      - service: ollama-{{ name }}
+{% endfor %}
