@@ -359,3 +359,15 @@ def answer(opts: Mapping[str, Any], minion: str, timeout: float = ANSWER_TIMEOUT
 
         wait.until(pinged, timeout, what=f"the minion {minion} to answer test.ping")
         client.cmd([minion], "saltutil.sync_all", tgt_type="list", timeout=60)
+
+
+def summary(data: Mapping[str, Any]) -> str:
+    """Return what ``bootstrap`` did as a few lines for a person."""
+    rows = {
+        "minion": f"{data['minion']} at {data['address']} ({data['system']})",
+        "host key": f"{data['host_key']['status']}: {', '.join(data['host_key']['fingerprints'])}",
+        "Salt": f"{data['salt']['status']} {', '.join(data['salt']['changed'])}".rstrip(),
+        "minion key": f"{data['key']['status']}: {data['key']['fingerprint']}",
+        "result": "already a minion of this master" if data["result"] == "already" else "now a minion of this master",
+    }
+    return "\n".join(f"{name:<11} {text}" for name, text in rows.items())
