@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest
 HOST ?= salt_master
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env lab lab-down lab-status lab-shell test unit functional integration lab-test lint lock clean
+.PHONY: help env master lab lab-down lab-status lab-shell test unit functional integration lab-test lint lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ lab-status: $(READY) ## what each host is, does and uses
 
 lab-shell: $(READY) ## a root shell on HOST= (salt_master)
 	@$(BIN)/python -m lab shell $(HOST)
+
+master: ## make this server the Salt master of one's own hosts (root)
+	@etc/install-master.sh
 
 lint: $(READY) ## every linter
 	@tests/lint.sh
