@@ -61,7 +61,7 @@ def suite_hash(suite: Suite, settings: Mapping[str, Any]) -> str:
 def marker_share(marker: Mapping[str, Any], text: str) -> float:
     """Return how far an answer meets a marker, 0 to 1."""
     if "full_at_chars" in marker:
-        return min(len(text) / marker["full_at_chars"], 1.0)
+        return min(len(text) / float(marker["full_at_chars"]), 1.0)
     long_enough = len(text) > marker.get("more_than_chars", -1)
     return float(long_enough and re.search(marker["pattern"], text, re.MULTILINE) is not None)
 

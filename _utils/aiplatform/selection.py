@@ -148,6 +148,8 @@ def _without_duplicates(candidates: Sequence[Candidate]) -> tuple[list[Candidate
 
 def _reasons_against(item: Candidate, settings: Mapping[str, Any], skipped: set[str]) -> list[str]:
     floors = settings["thresholds"]
+    if item.row.get("failed"):
+        return [str(item.row["failed"])]
     reasons = []
     if _bare(item.model) in skipped or normalise(item.model) in skipped:
         reasons.append("named in benchmark:skip_aliases")

@@ -1,0 +1,43 @@
+# The slots: models pulled, aliases made, each slot loaded, and loaded again after every start of its instance.
+models-pulled:
+  model_slots.pulled: []
+
+models-warmup-program:
+  file.managed:
+    - name: /usr/local/bin/ollama-warmup
+    - source: salt://models/files/ollama-warmup
+    - mode: "0755"
+{% for name, instance in pillar.ollama.instances.items() %}
+models-{{ name }}:
+  model_slots.served:
+    - name: {{ name }}
+    - require:
+      - model_slots: models-pulled
+
+models-{{ name }}-warmup-settings:
+  file.serialize:
+    - name: /etc/ai-platform/warmup-{{ name }}.json
+    - serializer: json
+    - dataset: {{ salt["model_slots.warmup_settings"](name) | json }}
+    - mode: "0644"
+    - makedirs: true
+
+models-{{ name }}-warmup-unit:
+  file.managed:
+    - name: /etc/systemd/system/{{ instance.unit | replace("ollama", "ollama-warmup", 1) }}
+    - source: salt://models/files/ollama-warmup.service
+    - template: jinja
+    - mode: "0644"
+    - context: {{ {"name": name, "unit": instance.unit, "seconds": salt["model_slots.warmup_seconds"](name)} | json }}
+
+models-{{ name }}-warmup:
+  service.running:
+    - name: {{ instance.unit | replace("ollama", "ollama-warmup", 1) }}
+    - enable: true
+    - require:
+      - model_slots: models-{{ name }}
+    - watch:
+      - file: models-warmup-program
+      - file: models-{{ name }}-warmup-settings
+      - file: models-{{ name }}-warmup-unit
+{% endfor %}
