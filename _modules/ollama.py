@@ -1,7 +1,7 @@
 """Ollama on this host: its releases, its instances and their models.
 
-Functions that take ``instance`` mean one of pillar ``ollama:instances``. Every failure is an error with a name that says
-what to do next.
+Functions that take ``instance`` mean one of pillar ``ollama:instances``. Every failure is an error with a name, which
+says what to do next.
 """
 
 from __future__ import annotations

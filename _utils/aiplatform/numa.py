@@ -167,7 +167,11 @@ def plan(
             problems.append(err.what)
     problems += _overlaps(bindings) + _shortages(host, bindings, sizes or {}, reserve)
     if problems:
-        raise NumaError("Ollama's instances do not fit this host: " + "; ".join(problems), where="ollama:instances")
+        raise NumaError(
+            "Ollama's instances do not fit this host: " + "; ".join(problems),
+            where="ollama:instances",
+            hint="numa.topology shows what there is; on a host of one node give each instance a list of its CPUs",
+        )
     return _note_shared_cores(host, bindings)
 
 

@@ -1,4 +1,7 @@
 # Ollama: the pinned release, the shared store, one bound and confined service for each instance, a tuned host.
+# Ollama has no authentication, so the firewall stands before an instance starts.
+include:
+  - firewall
 {% set ollama = pillar.ollama %}
 {% set models_dir = salt["ollama.models_dir"]() %}
 {% set instances = salt["ollama.instances"]() %}
@@ -127,6 +130,7 @@ ollama-{{ name }}:
     - require:
       - file: ollama-models-dir
       - ollama: ollama-tuning
+      - platform_firewall: firewall-loaded
   ollama.ready:
     - name: {{ name }}
     - url: {{ instance.url }}

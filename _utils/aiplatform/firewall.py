@@ -1,0 +1,94 @@
+"""The firewall of a host, rendered from the table of services: a table of nftables that is the platform's own.
+
+It decides about the platform's ports only. Whatever else a host listens on (ssh, Salt), and every other table, is left
+alone: the chain's policy is to accept, and each port of ours ends with a drop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from aiplatform import services
+
+TABLE = "inet ai_platform"
+CONTAINERS = "containers"
+MASTER = "master"
+ANY = "any"
+
+Settings = Mapping[str, Any]
+
+
+def ruleset(settings: Settings, host: str) -> str:
+    """Return the text that nft loads on a host, in one transaction: the old table goes as the new one comes.
+
+    settings
+        The effective pillar: ``services``, ``platform`` and ``firewall``.
+    host
+        The minion id; a host that the pillar does not name gets an empty table.
+    """
+    body = "\n".join(f"        {rule}" for rule in rules(settings, host))
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    return f"""\
+# What reaches the platform's ports on this host. Managed by Salt, from the table of services in pillar.
+add table {TABLE}
+delete table {TABLE}
+table {TABLE} {{
+    comment "{digest}"
+    chain input {{
+        type filter hook input priority filter - 10; policy accept;
+{body}
+    }}
+}}
+"""
+
+
+def digest_of(text: str) -> str:
+    """Return the digest that ``ruleset`` wrote into a text, or nft into its listing; empty where there is none."""
+    _, _, rest = text.partition('comment "')
+    return rest.partition('"')[0] if len(rest.partition('"')[0]) == hashlib.sha256().digest_size * 2 else ""
+
+
+def rules(settings: Settings, host: str) -> list[str]:
+    """Return the rules of a host's chain, in order."""
+    found = ['iifname "lo" accept', "ct state established,related accept"]
+    table = services.expand(settings)
+    roles = settings["platform"]["hosts"].get(host, {}).get("roles", [])
+    for name, row in sorted(table.items(), key=lambda item: (item[1]["port"], item[0])):
+        if row["role"] in roles:
+            found += _of_service(settings, name, row)
+    return found
+
+
+def _of_service(settings: Settings, name: str, row: Mapping[str, Any]) -> list[str]:
+    if ANY in row["reach"]:
+        return []
+    port = f"{'udp' if row['scheme'] == 'udp' else 'tcp'} dport {row['port']}"
+    found = [f"{source} {port} accept" for source in _sources(settings, row["reach"])]
+    return [*found, f'{port} drop comment "{name}"']
+
+
+def _sources(settings: Settings, reach: Iterable[str]) -> list[str]:
+    addresses: set[str] = set()
+    interfaces: Sequence[str] = []
+    for who in reach:
+        if who == CONTAINERS:
+            interfaces = settings["firewall"]["container_interfaces"]
+        elif who == MASTER:
+            addresses |= {address for address in [settings["platform"]["master"]["address"]] if address}
+        else:
+            addresses |= set(services.hosts_of(settings, who).values())
+    return [*_families(addresses), *(f'iifname "{interface}"' for interface in interfaces)]
+
+
+def _families(addresses: Iterable[str]) -> list[str]:
+    """Return one match a family of addresses, so that nft gets its sets of one type."""
+    found = []
+    known = sorted((ipaddress.ip_address(address) for address in addresses), key=lambda one: (one.version, int(one)))
+    for version, word in ((4, "ip"), (6, "ip6")):
+        listed = ", ".join(str(address) for address in known if address.version == version)
+        if listed:
+            found.append(f"{word} saddr {{ {listed} }}")
+    return found
