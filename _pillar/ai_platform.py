@@ -5,6 +5,7 @@ Configured on the master (and on a masterless host) as ``ext_pillar: [{ai_platfo
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ def ext_pillar(minion_id: str, pillar: dict[str, Any], formulas: str) -> dict[st
     formulas
         The state tree whose ``*/defaults.yaml`` and ``*/schema.yaml`` count.
 
-    Adds ``selection`` (the benchmark's choice of models), ``roles`` and ``address`` of this minion, and fills in
-    the table of services. Where anything is wrong the answer is ``_errors`` alone: Salt then runs no state.
+    Adds ``selection`` (the benchmark's choice of models), ``roles`` and ``address`` of this minion, ``compiled``
+    (the master's time, in seconds since 1970), and fills in the table of services. Where anything is wrong the
+    answer is ``_errors`` alone: Salt then runs no state.
     """
     tree = Path(formulas)
     try:
@@ -38,7 +40,7 @@ def ext_pillar(minion_id: str, pillar: dict[str, Any], formulas: str) -> dict[st
     except PlatformError as err:
         return {"_errors": [str(err)]}
     host = merged["platform"]["hosts"].get(minion_id, {})
-    merged |= {"roles": host.get("roles", []), "address": host.get("address")}
+    merged |= {"roles": host.get("roles", []), "address": host.get("address"), "compiled": int(time.time())}
     # Salt merges what is returned into what it has: entries that the operator removed must go there too.
     pillar.clear()
     return merged

@@ -8,8 +8,9 @@ from typing import Any
 def runner(name: str, **kwargs: Any) -> dict[str, Any]:
     """Call a runner function that reports its changes, in a dry run too.
 
-    The function takes ``test`` and returns a mapping with ``changes``, ``comment`` and ``retcode``, each of which
-    may be left out. (Salt's own ``salt.runner`` reports a change at each run, and nothing in a dry run.)
+    The function takes ``test`` and returns a mapping with ``changes``, ``comment``, and ``result`` as a state has
+    it or ``retcode``; each may be left out. (Salt's own ``salt.runner`` reports a change at each run, and
+    nothing in a dry run.)
 
     .. code-block:: yaml
 
@@ -27,7 +28,7 @@ def _state(name: str, answer: Any, test: bool) -> dict[str, Any]:
         return {"name": name, "result": False, "changes": {}, "comment": _last_line(answer)}
     content = answer.get("data", answer) if "outputter" in answer else answer
     changes = content.get("changes", {})
-    good = not content.get("retcode", 0)
+    good = content.get("result", True) is not False and not content.get("retcode", 0)
     result = None if good and test and changes else good
     return {"name": name, "result": result, "changes": changes, "comment": str(content.get("comment", ""))}
 

@@ -17,7 +17,7 @@ from aiplatform.phases import STATE, Step
 
 FOLDER = "ai_platform"
 # What differs between two runs of one deploy and must not make it another one: the benchmark writes the selection.
-_NOT_INPUTS = frozenset({"selection", "phases", "limit"})
+_NOT_INPUTS = frozenset({"selection", "compiled", "phases", "limit"})
 _held: dict[Path, int] = {}
 
 

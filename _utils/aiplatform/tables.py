@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -40,4 +40,9 @@ def answer(opts: Mapping[str, Any], data: Mapping[str, Any], text: str) -> dict[
 
 def hush() -> None:
     """Keep Salt's remarks about its own unclosed sockets at the end of a process off the terminal."""
-    warnings.filterwarnings("ignore", message="unclosed")
+    for name in ("salt.runner", "salt.minion", "salt.utils.event"):
+        logging.getLogger(name).addFilter(_no_unclosed)
+
+
+def _no_unclosed(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("unclosed")
