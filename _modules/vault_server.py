@@ -155,6 +155,8 @@ def release_present(install_dir: str, version: str) -> bool:
 def install_release(install_dir: str, version: str, source: str, source_hash: str) -> bool:
     """Fetch a release, check its hash and unpack it beside the others.
 
+    install_dir
+        The folder that holds the versions.
     source
         URL of the zip archive; ``{version}`` in it is filled in.
     source_hash

@@ -70,6 +70,8 @@ def storage_marked(name: str) -> dict[str, Any]:
 def watched(name: str, port: int = 8202, interval: int = 5, enabled: bool = True) -> dict[str, Any]:
     """Have the minion tell the master whenever Vault is sealed, now and after each start.
 
+    name
+        The beacon, ``vault_sealed``.
     port
         Where Vault listens on loopback.
     interval

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import hvac
@@ -72,7 +73,15 @@ def connect(url: str, trust: str | bool, token: str | None = None) -> hvac.Clien
         Path of the authority's certificate.
     token
         A Vault token, or None for what needs no login.
+
+    Raises ``VaultUnreachableError`` where the authority was not made yet.
     """
+    if isinstance(trust, str) and not Path(trust).is_file():
+        raise VaultUnreachableError(
+            "There is no authority yet that Vault's certificate could be checked against",
+            where=trust,
+            hint="run vault_server.bootstrap, which makes it",
+        )
     client = hvac.Client(url=url, token=token or "", verify=trust, timeout=TIMEOUT)
     if not token:
         # hvac would otherwise pick up the token of whoever runs this.

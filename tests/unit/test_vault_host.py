@@ -5,6 +5,7 @@ import stat
 import zipfile
 
 import pytest
+
 from aiplatform import vault_host, vault_tls
 from aiplatform.errors import PlatformError
 

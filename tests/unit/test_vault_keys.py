@@ -5,6 +5,7 @@ import os
 import stat
 
 import pytest
+
 from aiplatform import vault_keys
 from aiplatform.errors import PlatformError
 from aiplatform.vault_keys import KeyStore

@@ -4,9 +4,10 @@ import stat
 
 import pytest
 import yaml
+from saltext.vault.utils.vault import factory
+
 from aiplatform import vault_master
 from aiplatform.errors import PlatformError
-from saltext.vault.utils.vault import factory
 
 ADDRESS = "192.0.2.29"
 

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from aiplatform import vault_policy
 from aiplatform.errors import PlatformError
 

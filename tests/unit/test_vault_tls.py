@@ -1,9 +1,10 @@
 """Vault's certificate."""
 
 import pytest
+from cryptography import x509
+
 from aiplatform import vault_tls
 from aiplatform.errors import PlatformError
-from cryptography import x509
 
 NAMES = ["vault.acme.test", "ai_server", "192.0.2.29", "127.0.0.1"]
 
