@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from aiplatform import bootstrap as bootstrapping
 from aiplatform import deploy as deploying
 from aiplatform import outcome, phases, progress, services, settings, tables
 from aiplatform.errors import PlatformError
@@ -51,6 +52,47 @@ def deploy(
         return _refused(err)
     finally:
         lock.release()
+
+
+def bootstrap(
+    host: str,
+    user: str,
+    minion_id: str = "",
+    port: int = 22,
+    priv: str = "",
+    host_key: str = "",
+    accept_new: bool = False,
+) -> dict[str, Any]:
+    """Turn a bare server with sshd and sudo into an accepted minion, over salt-ssh. A second run changes nothing.
+
+    host
+        The server's address, or its minion id in ``platform:hosts``.
+    user
+        The account to log in to: root, or one with sudo and no password.
+    minion_id
+        Its id; where it is left out, the entry of ``platform:hosts`` with that address.
+    port
+        sshd's port.
+    priv
+        File of the private key; empty for the agent's and the account's own.
+    host_key
+        The fingerprint of the server's host key, ``SHA256:...``; one of the two is needed on the first contact.
+    accept_new
+        Accept the host key of a server never met before, unseen.
+
+    Exit code 0 where the minion answers, else 1.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run ai_platform.bootstrap host=ai_server user=admin host_key=SHA256:...
+    """
+    try:
+        data = bootstrapping.bootstrap(__opts__, host, user, minion_id, port, priv, host_key, accept_new)
+    except PlatformError as err:
+        return _refused(err)
+    return tables.answer(__opts__, {"retcode": 0} | data, bootstrapping.summary(data))
 
 
 def _deploy(only: list[str], limit: list[str], test: bool, fresh: bool) -> dict[str, Any]:
