@@ -1,0 +1,174 @@
+"""Whether this host does what the platform needs of it. Each check asks the running service itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from salt.exceptions import CommandExecutionError
+
+from aiplatform import checks, reach, slots
+from aiplatform import ollama as api
+from aiplatform.checks import Finding
+
+Checks = dict[str, Callable[[], Finding]]
+
+
+def names() -> list[str]:
+    """Return the names of the checks that this host's roles ask for.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server verify.names
+    """
+    return list(_checks())
+
+
+def check(name: str) -> dict[str, Any]:
+    """Make one check and return ``host``, ``check``, ``ok``, ``expected``, ``actual`` and ``hint``.
+
+    name
+        One of ``verify.names``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server verify.check vault_health
+    """
+    return checks.run(name, _checks()[name]).on(__grains__["id"])
+
+
+def run(only: list[str] | None = None) -> list[dict[str, Any]]:
+    """Make every check of this host.
+
+    only
+        Beginnings of names; the checks that begin so. All where it is left out.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' verify.run
+        salt ai_server verify.run only='[vault, ollama]'
+    """
+    wanted = tuple(only or [""])
+    return [check(name) for name in names() if name.startswith(wanted)]
+
+
+def _checks() -> Checks:
+    timeout = __pillar__["verify"]["connect_timeout"]
+    host = __grains__["id"]
+    found: Checks = {
+        name: lambda end=end: reach.tried(__pillar__, end, host, timeout)
+        for name, end in reach.from_host(__pillar__, host).items()
+    }
+    if __pillar__["roles"]:
+        found |= _vault_checks()
+    if "ai_server" in __pillar__["roles"]:
+        found |= _ollama_checks() | _slot_checks()
+    return found
+
+
+def _vault_checks() -> Checks:
+    return {"vault_health": _vault_health, "vault_own_secret": _own_secret, "vault_other_secret": _other_secret}
+
+
+def _vault_health() -> Finding:
+    """Vault answers over TLS, initialised and unsealed."""
+    reply = __salt__["vault.query"]("GET", "sys/seal-status")
+    actual = f"initialized {reply['initialized']}, sealed {reply['sealed']}".lower()
+    return Finding(
+        "Vault's health", actual == "initialized true, sealed false", "initialized true, sealed false", actual
+    )
+
+
+def _paths(readable: bool) -> list[str]:
+    """Return the paths of the secret map that this host's roles may read, or those that they may not."""
+    own = set(__pillar__["roles"])
+    base = f"{__pillar__['vault']['mount']}/{__pillar__['platform']['slug']}"
+    return [
+        f"{base}/{name}"
+        for name, row in __pillar__["vault"]["secrets"].items()
+        if bool(own & set(row["readers"])) == readable
+    ]
+
+
+def _own_secret() -> Finding:
+    """The host reads the first secret that is its own; only the names of the keys are shown."""
+    paths = _paths(readable=True)
+    if not paths:
+        return Finding("its own secrets in Vault", ok=True, expected="none", actual="none: no secret names its roles")
+    keys = sorted(__salt__["vault.read_secret"](paths[0]))
+    return Finding(f"secret {paths[0]}", bool(keys), "it can be read", f"keys {', '.join(keys)}")
+
+
+def _other_secret() -> Finding:
+    """The host is refused a secret that is not its own."""
+    base = f"{__pillar__['vault']['mount']}/{__pillar__['platform']['slug']}-other"
+    path = next(iter(_paths(readable=False)), f"{base}/anything")
+    try:
+        __salt__["vault.read_secret"](path)
+    except CommandExecutionError as err:
+        refused = "permission denied" in str(err).lower()
+        return Finding(
+            f"foreign secret {path}", refused, "permission denied", "permission denied" if refused else str(err)
+        )
+    return Finding(f"foreign secret {path}", ok=False, expected="permission denied", actual="it can be read")
+
+
+def _ollama_checks() -> Checks:
+    found: Checks = {}
+    for name, instance in __pillar__["ollama"]["instances"].items():
+        found[f"ollama_{name}"] = lambda name=name: _version(name)
+        found[f"warmup_{name}"] = lambda instance=instance: _warmed(slots.warmup_unit(instance["unit"]))
+    return found
+
+
+def _version(instance: str) -> Finding:
+    wanted, actual = __pillar__["ollama"]["version"], __salt__["ollama.version"](instance)
+    return Finding(f"version of Ollama instance {instance}", actual == wanted, wanted, actual)
+
+
+def _warmed(unit: str) -> Finding:
+    """The warm-up unit has run and has ended well."""
+    shown = __salt__["service.show"](unit)
+    actual = f"{shown.get('ActiveState', 'unknown')} ({shown.get('SubState', 'unknown')})"
+    return Finding(f"unit {unit}", actual == "active (exited)", "active (exited)", actual, f"journalctl -u {unit}")
+
+
+def _slot_checks() -> Checks:
+    """Each slot holds its model, and each name that clients call answers."""
+    found: Checks = {}
+    for row in __salt__["model_slots.status"]():
+        found[f"slot_{row['name']}"] = lambda row=row: _loaded(row)
+        for alias in row["aliases"]:
+            found[f"alias_{alias}"] = lambda row=row, alias=alias: _answers(row, alias)
+    return found
+
+
+def _loaded(row: dict[str, Any]) -> Finding:
+    wanted = f"{row['model']} with context {row['options'].get('num_ctx')}"
+    actual = f"{row['model']} with context {row['context']}" if row["loaded"] else "not loaded"
+    return Finding(
+        f"{row['name']} on {row['instance']}", actual == wanted, wanted, actual, "salt-call state.apply models"
+    )
+
+
+def _answers(row: dict[str, Any], alias: str) -> Finding:
+    """A question to the alias is answered, with no load options of the client's own."""
+    client = api.Client(f"http://127.0.0.1:{__pillar__['ollama']['instances'][row['instance']]['port']}")
+    tokens = __pillar__["verify"]["answer_tokens"]
+    chunks = list(client.generate(alias, "Say hello.", think=False, options={"num_predict": tokens}))
+    last = chunks[-1].data
+    speed = last.get("eval_count", 0) / max(last.get("eval_duration", 0) / 1e9, 1e-9)
+    least = __pillar__["verify"]["min_tokens_per_second"]
+    return Finding(
+        f"answer of {alias} on {row['instance']}",
+        speed >= least and last.get("eval_count", 0) > 0,
+        f"at least {least:g} tokens per second",
+        f"{last.get('eval_count', 0)} tokens, {speed:.1f} per second",
+        "docs/numa.md: a broken binding of CPUs and memory is the usual reason",
+    )
