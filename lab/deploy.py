@@ -1,0 +1,362 @@
+"""From running hosts to a platform: the site's servers, this checkout, Salt's keys, the deploy."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from lab import artifacts
+from lab.process import run
+from lab.settings import CHECKOUT, DEFAULT_SUBNET, FILE_PORT, LAB, REGISTRY_PORT, LabError, address
+from lab.topology import MASTER, MINIONS, Host, execute
+
+Answer = TypeVar("Answer")
+
+TARGET = "/srv/ai-platform"
+PILLAR = "/srv/pillar"
+STAMP = "/var/lib/lab"
+KEY_SECONDS = 60
+# A change below these is seen by the master's daemons after a restart only.
+DAEMON_PARTS = ("etc/", "_utils/", "_pillar/", "_runners/", "_modules/")
+
+
+def put(host: Host, files: dict[str, bytes], mode: int = 0o644) -> None:
+    """Write files on a host, folders included."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name.lstrip("/"))
+            info.size, info.mode, info.mtime = len(content), mode, int(time.time())
+            tar.addfile(info, io.BytesIO(content))
+    pipe(host, stream.getvalue(), "/")
+
+
+def pipe(host: Host, archive: bytes, target: str) -> None:
+    """Unpack an archive on a host."""
+    argv = ["docker", "exec", "-i", host.container, "tar", "--no-same-owner", "-xf", "-", "-C", target]
+    done = subprocess.run(argv, input=archive, capture_output=True, check=False, timeout=120)
+    if done.returncode:
+        raise LabError(f"{host.name}: files were not written to {target}: {done.stderr.decode().strip()}")
+
+
+def stamped(host: Host, name: str) -> str:
+    """The value that the lab noted on a host; empty where there is none."""
+    return execute(host, "cat", f"{STAMP}/{name}", check=False).strip()
+
+
+def stamp(host: Host, name: str, value: str) -> None:
+    """Note a value on a host."""
+    put(host, {f"{STAMP}/{name}": value.encode()})
+
+
+# --- the site's servers
+
+
+def site_files() -> dict[str, bytes]:
+    """What makes the site's file server and registry."""
+    return {
+        "/etc/lab/files.conf": (LAB / "site/files.conf").read_bytes(),
+        "/etc/lab/registry.yml": (LAB / "site/registry.yml").read_bytes(),
+        "/etc/systemd/system/lab-files.service": (LAB / "site/lab-files.service").read_bytes(),
+        "/etc/systemd/system/docker-registry.service": (LAB / "site/docker-registry.service").read_bytes(),
+    }
+
+
+def digest(files: dict[str, bytes]) -> str:
+    """One hash over names and contents."""
+    total = hashlib.sha256()
+    for name, content in sorted(files.items()):
+        total.update(f"{name}\0{len(content)}\0".encode())
+        total.update(content)
+    return total.hexdigest()
+
+
+def site_fresh() -> str | None:
+    """Why the site's servers are left as they are."""
+    if stamped(MASTER, "site") != digest(site_files()):
+        return None
+    active = execute(MASTER, "systemctl", "is-active", "lab-files", "docker-registry", check=False).split()
+    return urls() if active == ["active", "active"] else None
+
+
+def start_site() -> str:
+    """Configure and start the site's servers."""
+    put(MASTER, site_files())
+    execute(MASTER, "systemctl", "daemon-reload")
+    execute(MASTER, "systemctl", "enable", "--quiet", "lab-files", "docker-registry")
+    execute(MASTER, "systemctl", "restart", "lab-files", "docker-registry")
+    stamp(MASTER, "site", digest(site_files()))
+    return urls()
+
+
+def urls() -> str:
+    """Where the site's servers are."""
+    return f"http://{address(10)}:{FILE_PORT}/ and registry {address(10)}:{REGISTRY_PORT}"
+
+
+# --- this checkout and the lab's pillar
+
+
+def tree() -> list[str]:
+    """The files of this checkout that git knows or would take."""
+    out = run(["git", "-C", CHECKOUT, "ls-files", "-co", "--exclude-standard", "-z"])
+    return sorted(name for name in set(out.split("\0")) if name and os.path.lexists(CHECKOUT / name))
+
+
+def content(name: str) -> bytes:
+    """What a file holds; of a link, where it points."""
+    path = CHECKOUT / name
+    return str(path.readlink()).encode() if path.is_symlink() else path.read_bytes()
+
+
+def tree_digest(names: list[str]) -> str:
+    """One hash over files of this checkout."""
+    return digest({name: content(name) for name in names})
+
+
+def project_fresh() -> str | None:
+    """Why the checkout on the master is this one."""
+    names = tree()
+    if stamped(MASTER, "project") != tree_digest(names) or pillar_changes():
+        return None
+    return f"{len(names)} files"
+
+
+def sync_project() -> str:
+    """Copy this checkout to the master, take away what is no longer in it, and configure Salt there."""
+    names = tree()
+    before = set(stamped(MASTER, "project.files").splitlines())
+    execute(MASTER, "mkdir", "-p", TARGET)
+    gone = sorted(before - set(names))
+    if gone:
+        execute(MASTER, "sh", "-c", f"cd {TARGET} && xargs -r -d '\\n' rm -f --", stdin="\n".join(gone))
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name in names:
+            tar.add(CHECKOUT / name, name, recursive=False)
+    pipe(MASTER, stream.getvalue(), TARGET)
+    copied = copy_pillar()
+    configure_master()
+    daemon = tree_digest([name for name in names if name.startswith(DAEMON_PARTS)])
+    if stamped(MASTER, "daemon") != daemon:
+        execute(MASTER, "systemctl", "restart", "salt-master")
+        stamp(MASTER, "daemon", daemon)
+    stamp(MASTER, "project.files", "\n".join(names) + "\n")
+    stamp(MASTER, "project", tree_digest(names))
+    return f"{len(names)} files at {TARGET}" + (f"; pillar: {', '.join(copied)}" if copied else "")
+
+
+def configure_master() -> None:
+    """Point /etc/salt at the checkout's configuration, and let the checkout write its own paths."""
+    execute(MASTER, "/opt/salt/bin/python", f"{TARGET}/etc/configure.py", "--pillar", PILLAR)
+    script = f"""set -e
+mkdir -p /etc/salt
+ln -sfn {TARGET}/etc/master/master /etc/salt/master
+[ -L /etc/salt/master.d ] || {{ rm -rf /etc/salt/master.d; ln -s {TARGET}/etc/master/master.d /etc/salt/master.d; }}
+ln -sf {TARGET}/etc/systemd/salt-master.service /etc/systemd/system/salt-master.service
+systemctl daemon-reload
+systemctl enable --quiet salt-master
+"""
+    execute(MASTER, "sh", "-c", script)
+
+
+def lab_pillar() -> dict[str, bytes]:
+    """The lab's pillar files, with this lab's addresses and the published artifacts."""
+    prefix, default = (text.rsplit(".", 1)[0] + "." for text in (address(0), DEFAULT_SUBNET))
+    files = {path.name: path.read_text().replace(default, prefix) for path in sorted((LAB / "pillar").glob("*.sls"))}
+    files["artifacts.sls"] = artifacts_pillar()
+    return {name: text.encode() for name, text in files.items()}
+
+
+def artifacts_pillar() -> str:
+    """Where the hosts get each artifact, with its hash."""
+    ollama, vault = artifacts.OLLAMA, artifacts.VAULT
+    data = {
+        "ollama": {
+            "version": ollama.version,
+            "source": ollama.url.replace(ollama.version, "{version}").replace("amd64", "{arch}"),
+            "hashes": {ollama.version: {"amd64": ollama.manifest().get("sha256", "")}},
+            "checksums": None,
+        },
+        "vault": {
+            "version": vault.version,
+            "source": vault.url.replace(vault.version, "{version}"),
+            "source_hash": f"sha256={vault.manifest().get('sha256', '')}",
+        },
+        "salt_minion": {"wheelhouse": f"http://{address(10)}:{FILE_PORT}/wheels/"},
+    }
+    head = "# Written by the lab: where the hosts get what is published on this site's file server.\n"
+    return head + json.dumps(data, indent=2) + "\n"
+
+
+def pillar_changes() -> dict[str, bytes]:
+    """The lab's pillar files that the master lacks, or has as the lab last copied them and now differ.
+
+    What an operator edited there stays.
+    """
+    script = f"mkdir -p {PILLAR} {STAMP}/pillar; cd {PILLAR}; sha256sum * 2>/dev/null; echo; cat {STAMP}/pillar.sums"
+    now, _, copied = execute(MASTER, "sh", "-c", script, check=False).partition("\n\n")
+    here, last = sums(now), sums(copied)
+    wanted = lab_pillar()
+    return {
+        name: text
+        for name, text in wanted.items()
+        if here.get(name) != hashlib.sha256(text).hexdigest() and here.get(name) == last.get(name)
+    }
+
+
+def sums(text: str) -> dict[str, str]:
+    """What ``sha256sum`` printed, by name.
+
+    >>> sums("aa  x.sls")
+    {'x.sls': 'aa'}
+    """
+    pairs = [line.split(maxsplit=1) for line in text.splitlines() if len(line.split()) == 2]
+    return {name: value for value, name in pairs}
+
+
+def copy_pillar() -> list[str]:
+    """Copy those pillar files; returns their names."""
+    changes = pillar_changes()
+    if changes:
+        put(MASTER, {f"{PILLAR}/{name}": text for name, text in changes.items()})
+        noted = sums(stamped(MASTER, "pillar.sums")) | {n: hashlib.sha256(t).hexdigest() for n, t in changes.items()}
+        stamp(MASTER, "pillar.sums", "".join(f"{value}  {name}\n" for name, value in noted.items()))
+    return sorted(changes)
+
+
+# --- Salt's keys
+
+
+def salt_fresh() -> str | None:
+    """Why the minions need nothing: all of them answer, with the configuration of this checkout."""
+    if any(stamped(host, "minion") != minion_digest() for host in MINIONS):
+        return None
+    return "all minions answer" if answering() == {host.name for host in MINIONS} else None
+
+
+def answering() -> set[str]:
+    """The minions that answer the master."""
+    out = execute(MASTER, "salt", "--out=json", "--static", "-t", "5", "*", "test.ping", check=False)
+    try:
+        return {name for name, reply in json.loads(out).items() if reply is True}
+    except ValueError:
+        return set()
+
+
+def minion_files() -> dict[str, bytes]:
+    """A minion's files of this checkout."""
+    return {
+        "/etc/salt/minion": (CHECKOUT / "etc/minion/minion").read_bytes(),
+        "/etc/systemd/system/salt-minion.service": (CHECKOUT / "etc/systemd/salt-minion.service").read_bytes(),
+    }
+
+
+def minion_digest() -> str:
+    """Changes whenever a minion has to be configured anew."""
+    return digest(minion_files())
+
+
+def enrol() -> str:
+    """Start master and minions, and accept exactly the keys that the minions themselves show."""
+    execute(MASTER, "systemctl", "start", "salt-master")
+    master_finger = until(master_fingerprint, "salt_master: Salt's master has made no key")
+    with ThreadPoolExecutor(len(MINIONS)) as pool:
+        fingers = dict(zip(MINIONS, pool.map(lambda host: start_minion(host, master_finger), MINIONS), strict=True))
+    for host, finger in fingers.items():
+        accept(host, finger)
+    names = {host.name for host in MINIONS}
+    until(lambda: answering() == names, f"salt_master: not all of {', '.join(sorted(names))} answer")
+    for host in MINIONS:
+        stamp(host, "minion", minion_digest())
+    return f"{len(fingers)} keys compared and accepted"
+
+
+def master_fingerprint() -> str:
+    """The fingerprint of the master's public key; empty until it is made."""
+    out = execute(MASTER, "salt-key", "--finger=master.pub", "--out=json", check=False)
+    try:
+        return str(json.loads(out)["local"]["master.pub"])
+    except (ValueError, KeyError):
+        return ""
+
+
+def start_minion(host: Host, master_finger: str) -> str:
+    """Configure and start a minion; returns the fingerprint of its key, read on the minion itself."""
+    own = {"id": host.name, "master": MASTER.address, "master_finger": master_finger}
+    put(host, minion_files() | {"/etc/salt/minion.d/host.conf": (json.dumps(own) + "\n").encode()})
+    # A master that was made anew has another key; the one that a minion kept would stop it.
+    execute(host, "rm", "-f", "/etc/salt/pki/minion/minion_master.pub")
+    execute(host, "systemctl", "daemon-reload")
+    execute(host, "systemctl", "enable", "--quiet", "salt-minion")
+    # Its start ends when the master has accepted the key: nothing to wait for here.
+    execute(host, "systemctl", "restart", "--no-block", "salt-minion")
+    until(lambda: execute(host, "ls", "/etc/salt/pki/minion/minion.pub", check=False), f"{host.name}: no key was made")
+    out = execute(host, "salt-call", "--local", "key.finger", "--out=json")
+    return str(json.loads(out)["local"])
+
+
+def accept(host: Host, finger: str) -> None:
+    """Accept a minion's key if the master has received exactly the one with this fingerprint.
+
+    Raises:
+        LabError: the master has received another key under that name, or none.
+    """
+
+    def received() -> tuple[str, ...]:
+        return received_key(host)
+
+    state, value = until(received, f"{host.name}: its key has not reached the master")
+    if state == "minions" and value != finger:
+        # The host was made anew. Its old key is of no use, and the new one comes when the minion asks again.
+        execute(MASTER, "salt-key", "--yes", f"--delete={host.name}")
+        execute(host, "systemctl", "restart", "--no-block", "salt-minion")
+        state, value = until(received, f"{host.name}: its new key has not reached the master")
+    if value != finger:
+        raise LabError(f"{host.name}: the master received a key with fingerprint {value}, the minion has {finger}")
+    if state != "minions":
+        execute(MASTER, "salt-key", "--yes", f"--accept={host.name}")
+
+
+def received_key(host: Host) -> tuple[str, ...]:
+    """The state and the fingerprint of the key that the master has under a minion's name; nothing if it has none."""
+    out = execute(MASTER, "salt-key", f"--finger={host.name}", "--out=json", check=False)
+    keys = json.loads(out) if out.strip().startswith("{") else {}
+    return next(((state, keys_of[host.name]) for state, keys_of in keys.items() if host.name in keys_of), ())
+
+
+def until(read: Callable[[], Answer], failure: str) -> Answer:
+    """Read until there is something.
+
+    Raises:
+        LabError: there is nothing after ``KEY_SECONDS``.
+    """
+    end = time.monotonic() + KEY_SECONDS
+    while not (found := read()):
+        if time.monotonic() > end:
+            raise LabError(f"{failure} after {KEY_SECONDS} s. Run make lab again, or look with: make lab-shell")
+        time.sleep(0.3)
+    return found
+
+
+# --- the deploy
+
+
+def deploy() -> str:
+    """Run the platform's own deploy on the master, its lines as they come."""
+    argv = ["docker", "exec", MASTER.container, "salt-run", "ai_platform.deploy"]
+    code = subprocess.run(argv, check=False).returncode
+    if code:
+        raise LabError(
+            f"The deploy ended with {code}; what failed is named above. The hosts stay up: look with make lab-status\n"
+            "and make lab-shell HOST=ai_server, then run make lab again: it carries on from there."
+        )
+    return "the platform is deployed"

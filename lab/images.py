@@ -1,0 +1,211 @@
+"""The hosts' images: a Debian with systemd, the same with Salt, and the master's with the site's servers.
+
+Each is the one below it plus one script, run in a container and committed as one layer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiplatform import venv
+from lab import machine
+from lab.process import docker, run
+from lab.settings import CHECKOUT, LAB, LABEL, PREFIX, LabError, cache, folder
+from lab.steps import Step
+
+BASE = "debian:bookworm"
+PULL_SECONDS = 20
+CERTIFICATES = Path("/usr/local/share/ca-certificates")
+REQUIREMENTS = CHECKOUT / "requirements" / "salt.txt"
+# As salt/salt_minion/defaults.yaml has them, so that the formula finds the hosts' environment as it would make it.
+WITHOUT = ["timelib"]
+BUILD = ["salt"]
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image: ``lab/images/<name>.sh`` run on the image below."""
+
+    name: str
+    below: Image | None = None
+
+    @property
+    def script(self) -> Path:
+        """What makes it out of the one below."""
+        return LAB / "images" / f"{self.name}.sh"
+
+    def recipe(self) -> str:
+        """A hash of all that it is made of."""
+        digest = hashlib.sha256(self.script.read_bytes())
+        digest.update(self.below.recipe().encode() if self.below else certificates_hash().encode())
+        if self.name == "salt":
+            digest.update(salt_digest().encode())
+        return digest.hexdigest()[:12]
+
+    def tag(self) -> str:
+        """Its name in the engine."""
+        return f"{PREFIX}/{self.name}:{self.recipe()}"
+
+
+SYSTEM = Image("system")
+SALT = Image("salt", SYSTEM)
+SITE = Image("site", SALT)
+
+
+def certificates_hash() -> str:
+    """A hash of the authorities that this machine trusts besides Debian's."""
+    digest = hashlib.sha256()
+    for path in sorted(CERTIFICATES.glob("**/*.crt")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def salt_lock() -> str:
+    """The locked packages of Salt's environment on a host."""
+    return venv.select(REQUIREMENTS.read_text(), without=WITHOUT)
+
+
+def salt_digest() -> str:
+    """The digest of Salt's environment on a host."""
+    return venv.digest(salt_lock(), "python3")
+
+
+def step() -> Step:
+    """The step that makes the images."""
+    return Step("host images", do=make, fresh=images_fresh)
+
+
+def images_fresh() -> str | None:
+    """Why no image has to be made."""
+    present = docker("images", "--format", "{{.Repository}}:{{.Tag}}").split()
+    wanted = [image.tag() for image in (SYSTEM, SALT, SITE)]
+    return ", ".join(wanted) if set(wanted) <= set(present) else None
+
+
+def make() -> str:
+    """Make those images that are missing; remove those that no host has any more."""
+    remove_builders()
+    present = docker("images", "--format", "{{.Repository}}:{{.Tag}}").split()
+    told = "Debian as it was cached"
+    if SYSTEM.tag() not in present:
+        told = base()
+    for image in (SYSTEM, SALT, SITE):
+        if image.tag() not in present:
+            layer(image)
+    wanted = {image.tag() for image in (SYSTEM, SALT, SITE)}
+    for tag in present:
+        if tag.startswith(f"{PREFIX}/") and tag not in wanted:
+            docker("rmi", tag, check=False)
+    return told
+
+
+def remove_builders() -> None:
+    """Remove what an interrupted run left."""
+    left = docker("ps", "-aq", "--filter", f"label={LABEL}.build").split()
+    if left:
+        docker("rm", "-fv", *left)
+
+
+def base() -> str:
+    """Get a plain Debian: upstream's image where it can be pulled, else by debootstrap."""
+    tag = f"{PREFIX}/base:bookworm"
+    try:
+        run(["docker", "pull", "--quiet", BASE], timeout=PULL_SECONDS)
+        docker("tag", BASE, tag)
+    except LabError:
+        debootstrap(tag)
+        return f"Debian by debootstrap ({BASE} cannot be pulled)"
+    return f"upstream's {BASE}"
+
+
+def debootstrap(tag: str) -> None:
+    """Make Debian's smallest system from its packages.
+
+    Raises:
+        LabError: not root; the message of the engine's pull is then no help either.
+    """
+    machine.ensure_packages(["debootstrap"], "The host image")
+    if not machine.is_root():
+        raise LabError(f"{BASE} cannot be pulled here, and debootstrap needs root: run make lab as root.")
+    tree = folder("work", "debian")
+    shutil.rmtree(tree)
+    mirror = machine.debian_mirror()
+    argv = ["debootstrap", "--variant=minbase", "--include=ca-certificates", "bookworm", str(tree)]
+    run([*argv, *([mirror] if mirror else [])], log="image")
+    run(["sh", "-c", f"tar -C {tree} -c . | docker import - {tag}"], log="image")
+    shutil.rmtree(tree)
+
+
+def layer(image: Image) -> None:
+    """Run an image's script on the one below and keep the result."""
+    below = image.below.tag() if image.below else f"{PREFIX}/base:bookworm"
+    argv = ["run", "-d", "--label", f"{LABEL}.build", "-v", f"{LAB / 'images'}:/lab:ro"]
+    if image.name == "salt":
+        lock_files()
+        argv += ["-v", f"{wheels()}:/wheels:ro", "-v", f"{folder('work', 'locks')}:/locks:ro"]
+    if image.name == "system":
+        argv += ["-v", f"{CERTIFICATES}:/machine-certificates:ro"]
+    argv += ["-e", f"SALT_DIGEST={salt_digest()}", below, "sh", f"/lab/{image.name}.sh"]
+    container = docker(*argv).strip()
+    code = docker("wait", container, timeout=900).strip()
+    with (folder("logs") / "image.log").open("a") as log:
+        log.write(docker("logs", container))
+    if code != "0":
+        raise LabError(f"The image {image.name} was not made: {image.script} ended with {code}; see {log.name}")
+    docker("commit", container, image.tag(), timeout=300)
+    docker("rm", "-v", container)
+
+
+def wheels() -> Path:
+    """Where the wheelhouse is, served by the site too."""
+    return cache() / "publish" / "wheels"
+
+
+def wheels_step() -> Step:
+    """The step that fills the wheelhouse."""
+    return Step("Salt's packages", do=make_wheels, fresh=wheels_fresh)
+
+
+def wheels_fresh() -> str | None:
+    """Why the wheelhouse has all that is locked; hosts check each file's hash when they install it."""
+    stamp = wheels() / "digest"
+    return (
+        f"{len(list(wheels().iterdir())) - 1} files" if stamp.exists() and stamp.read_text() == salt_digest() else None
+    )
+
+
+def make_wheels() -> str:
+    """Download the locked packages, hashes checked."""
+    lock_files()
+    fresh = wheels().with_name("wheels.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    locks = folder("work", "locks")
+    platform = ["--python-version", "3.11", "--implementation", "cp"]
+    run([*pip_download(locks / "wheels.txt", fresh), "--only-binary=:all:", *platform], log="wheels")
+    run([*pip_download(locks / "build.txt", fresh), "--no-binary=:all:"], log="wheels")
+    (fresh / "digest").write_text(salt_digest())
+    shutil.rmtree(wheels(), ignore_errors=True)
+    fresh.rename(wheels())
+    return f"{len(list(wheels().iterdir())) - 1} files from the package index"
+
+
+def pip_download(lock: Path, target: Path) -> list[str]:
+    """The command that downloads exactly what a lock names."""
+    import sys
+
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    return [*pip, "--no-deps", "--require-hashes", "-r", str(lock), "-d", str(target)]
+
+
+def lock_files() -> None:
+    """Write the two locks: what comes as wheels, and what is built on the host."""
+    locks = folder("work", "locks")
+    (locks / "wheels.txt").write_text(venv.select(salt_lock(), without=BUILD))
+    (locks / "build.txt").write_text(venv.select(salt_lock(), only=BUILD))
+    for name, build in (("wheels", False), ("build", True)):
+        arguments = venv.pip_arguments(f"/locks/{name}.txt", "/wheels", build)
+        (locks / f"{name}.args").write_text("\n".join(arguments) + "\n")

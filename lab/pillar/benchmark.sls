@@ -1,0 +1,17 @@
+# Small models, thresholds that fit them: the real ones pass, the random ones fail.
+benchmark:
+  baseline_models:
+    - 10.89.77.10:5000/library/gemma3-270m:q4_k_m
+    - 10.89.77.10:5000/library/gemma3-270m:q8_0
+    - 10.89.77.10:5000/library/gemma3-270m:f16
+    - 10.89.77.10:5000/library/noise:1
+  candidate_models:
+    - {name: "10.89.77.10:5000/library/gemma3-coder-270m:q5_0", category: coding}
+    - {name: "10.89.77.10:5000/library/noise-coder:2", category: coding}
+    - {name: "10.89.77.10:5000/library/gemma3-copy:q4_k_m", category: general}
+  num_predict: 96
+  num_ctx: 2048
+  thresholds:
+    min_tokens_per_sec: 2.0
+    min_quality_score: 0.1
+    min_composite_score: 0.2

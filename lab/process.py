@@ -1,0 +1,123 @@
+"""Run commands: output in a log file, failures with the last lines, all of them ended on an interruption."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from lab.settings import LabError, folder
+
+_running: set[subprocess.Popen[str]] = set()
+_guard = threading.Lock()
+_ending = threading.Event()
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    log: str | None = None,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: str | None = None,
+    check: bool = True,
+    timeout: float | None = None,
+) -> str:
+    """Run a command and return its standard output.
+
+    Args:
+        argv: the command.
+        log: name of a log file that takes both outputs; the returned text is empty then.
+        cwd: the working folder.
+        env: variables set for it, besides this process's own.
+        stdin: text for its standard input.
+        check: whether an exit code other than 0 is an error.
+        timeout: seconds after which it is ended.
+
+    Raises:
+        LabError: it failed, is not installed or took too long.
+    """
+    words = [str(word) for word in argv]
+    if _ending.is_set():
+        raise LabError(f"{words[0]}: not started, the lab is stopping")
+    target = (folder("logs") / f"{log}.log").open("a") if log else None
+    try:
+        process = _start(words, target, cwd, env, stdin is not None)
+        with _guard:
+            _running.add(process)
+        try:
+            out, err = process.communicate(stdin, timeout=timeout)
+        except subprocess.TimeoutExpired as late:
+            end(process)
+            raise LabError(f"{shlex.join(words)}: no end after {timeout:.0f} s") from late
+        finally:
+            with _guard:
+                _running.discard(process)
+    finally:
+        if target:
+            target.close()
+    if check and process.returncode:
+        raise LabError(failure(words, process.returncode, out, err, log))
+    return out or ""
+
+
+def _start(
+    words: list[str], target: IO[str] | None, cwd: Path | None, env: Mapping[str, str] | None, feed: bool
+) -> subprocess.Popen[str]:
+    try:
+        process: subprocess.Popen[str] = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
+            stdout=target or subprocess.PIPE,
+            stderr=target or subprocess.PIPE,
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            text=True,
+            start_new_session=True,
+        )
+    except FileNotFoundError as err:
+        raise LabError(f"{words[0]}: no such command on this machine") from err
+    return process
+
+
+def failure(words: list[str], code: int, out: str | None, err: str | None, log: str | None) -> str:
+    """The text of a failed command: what, exit code, the end of its output."""
+    text = f"{out or ''}\n{err or ''}"
+    where = ""
+    if log:
+        path = folder("logs") / f"{log}.log"
+        text = path.read_text(errors="replace")
+        where = f"\n  all of its output: {path}"
+    tail = "\n".join(f"  | {line}" for line in text.strip().splitlines()[-12:])
+    return f"{shlex.join(words)[:300]}: exit {code}\n{tail}{where}"
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End a command and what it started."""
+    try:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(10)
+    except ProcessLookupError:
+        return
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def end_all() -> None:
+    """End every command under way; none is started after this."""
+    _ending.set()
+    with _guard:
+        processes = list(_running)
+    for process in processes:
+        end(process)
+
+
+def docker(*argv: str, check: bool = True, stdin: str | None = None, timeout: float | None = 120) -> str:
+    """Run ``docker`` and return its output."""
+    return run(["docker", *argv], check=check, stdin=stdin, timeout=timeout)

@@ -1,0 +1,120 @@
+"""Steps with one line each: what, whether it was up to date, how long it took. One ``lab`` at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from lab.settings import CHECKOUT, LabError, folder
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing the lab does.
+
+    ``fresh`` returns why there is nothing to do, or None; ``do`` does it and returns what came of it.
+    """
+
+    title: str
+    do: Callable[[], str]
+    fresh: Callable[[], str | None] = lambda: None
+
+
+class Progress:
+    """Writes the lines, also from several threads."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.started = time.monotonic()
+        self._number = 0
+        self._guard = threading.Lock()
+
+    def run(self, step: Step) -> None:
+        """Run one step, with its lines."""
+        with self._guard:
+            self._number += 1
+            number = self._number
+        begin = time.monotonic()
+        result = step.fresh()
+        word = "up to date"
+        if result is None:
+            self.line(number, step.title, "...", None)
+            try:
+                result = step.do()
+            except LabError:
+                self.line(number, step.title, "failed", time.monotonic() - begin)
+                raise
+            word = "done"
+        self.line(number, step.title, f"{word}: {result}" if result else word, time.monotonic() - begin)
+
+    def line(self, number: int, title: str, text: str, seconds: float | None) -> None:
+        """Write one line."""
+        took = "" if seconds is None else f" ({elapsed(seconds)})"
+        with self._guard:
+            print(f"[{number:2}/{self.total}] {title}: {text}{took}", flush=True)
+
+
+def elapsed(seconds: float) -> str:
+    """Seconds as people read them.
+
+    >>> elapsed(4.04), elapsed(71)
+    ('4.0 s', '1 min 11 s')
+    """
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
+
+
+def run_stages(stages: Sequence[Sequence[Step]]) -> float:
+    """Run stages one after the other, the steps of a stage side by side; returns the seconds.
+
+    Raises:
+        LabError: of the first step that failed; the others of its stage are waited for.
+    """
+    progress = Progress(sum(len(stage) for stage in stages))
+    for stage in stages:
+        if len(stage) == 1:
+            progress.run(stage[0])
+            continue
+        with ThreadPoolExecutor(len(stage)) as pool:
+            futures = [pool.submit(progress.run, step) for step in stage]
+            wait(futures, return_when=FIRST_EXCEPTION)
+            errors = [error for future in futures if (error := future.exception())]
+        if errors:
+            raise errors[0]
+    return time.monotonic() - progress.started
+
+
+@contextmanager
+def lock(purpose: str) -> Iterator[None]:
+    """Hold the lab's lock; the system drops it with the process, however that ends.
+
+    Raises:
+        LabError: another process holds it.
+    """
+    path = folder("lab") / "lock"
+    with path.open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            stream.seek(0)
+            holder = stream.read().strip() or "another process"
+            raise LabError(f"The lab is busy: {holder}. Wait for it to end, or stop it, then run this again.") from err
+        stream.truncate(0)
+        since = time.strftime("%H:%M:%S")
+        stream.write(f"`lab {purpose}` of {CHECKOUT}, process {os.getpid()}, since {since}")
+        stream.flush()
+        try:
+            yield
+        finally:
+            stream.truncate(0)
+
+
+def note(text: str) -> None:
+    """A line to a person, apart from the results."""
+    print(text, file=sys.stderr, flush=True)
