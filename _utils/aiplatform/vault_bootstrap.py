@@ -81,8 +81,7 @@ class Bootstrap:
         with self.store.lock():
             self._certificate(facts)
             self._restart(facts)
-            self._initialise(facts["storage_id"])
-            self._unseal(facts["storage_id"])
+            self._unseal(self._initialise(facts["storage_id"]))
             self._fill()
         return self.changes
 
@@ -174,7 +173,8 @@ class Bootstrap:
 
     # Initialisation ------------------------------------------------------------------------------------------------
 
-    def _initialise(self, storage_id: str) -> None:
+    def _initialise(self, storage_id: str) -> str:
+        """Have Vault initialised and its keys stored; returns the identity of the storage in use."""
         self.store.probe()
         keys = self.store.read(KEYS)
         state = vault.seal(self.anonymous())
@@ -184,7 +184,7 @@ class Bootstrap:
         if state.initialized:
             # Left over where a run was killed between the storing of the keys and here.
             self.store.remove(MARKER)
-            return
+            return storage_id
         self._check_unborn(keys)
         self.store.write(MARKER, {"storage_id": storage_id, "url": self.url})
         shares, threshold = self.settings["key_shares"], self.settings["key_threshold"]
@@ -192,6 +192,7 @@ class Bootstrap:
         self._store_keys(reply, storage_id)
         self.store.remove(MARKER)
         self.changes["vault"] = {"old": None, "new": f"initialised with {shares} key share(s), {threshold} needed"}
+        return storage_id
 
     def _store_keys(self, reply: Mapping[str, Any], storage_id: str) -> None:
         self.store.write(

@@ -45,11 +45,17 @@ def configuration(platform: Mapping[str, Any], port: int, minion: str) -> dict[s
         "tls_min_version": "tls12",
         "cluster_address": f"127.0.0.1:{port + 1}",
     }
+    raft = {
+        "path": f"{platform['data_root']}/vault/data",
+        "node_id": minion,
+        # The only member need not wait long for others before it leads: serving 1 s after a start, not 10.
+        "performance_multiplier": 1,
+    }
     return {
         "ui": True,
         # Raft's memory map does not go with mlock; the unit keeps the process out of swap instead.
         "disable_mlock": True,
-        "storage": {"raft": {"path": f"{platform['data_root']}/vault/data", "node_id": minion}},
+        "storage": {"raft": raft},
         "listener": [
             {"tcp": shared | {"address": f"{address}:{port}"}},
             {"tcp": shared | {"address": f"127.0.0.1:{port}"}},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -57,6 +56,7 @@ class LocalVault:
         self.tls = folder / "tls"
         self.data = folder / "vault" / "data"
         self.pid_file = folder / "pid"
+        self.started: list[subprocess.Popen] = []  # kept, so that Python does not warn of them
         self.port = two_free_ports()
         self.store = KeyStore(folder / "keys")
         self.vault = read_yaml(CHECKOUT / "salt/vault/defaults.yaml")["vault"] | {"log_dir": str(folder / "log")}
@@ -91,6 +91,7 @@ class LocalVault:
                 stderr=log,
                 start_new_session=True,
             )
+        self.started.append(process)
         self.pid_file.write_text(str(process.pid))
         until(self._listens, 30, 0.1, f"Vault on {self.url}; its log: {self.folder / 'vault.log'}")
 
@@ -98,7 +99,7 @@ class LocalVault:
         if self.pid_file.exists():
             pid = int(self.pid_file.read_text())
             os.kill(pid, signal.SIGTERM)
-            until(lambda: _gone(pid), 30, 0.05, "Vault to stop")
+            until(lambda: self._gone(pid), 30, 0.05, "Vault to stop")
             self.pid_file.unlink()
 
     # The host's side of the bootstrap
@@ -160,12 +161,11 @@ class LocalVault:
         with socket.socket() as probe:
             return probe.connect_ex((ADDRESS, self.port)) == 0
 
-
-def _gone(pid: int) -> bool:
-    with contextlib.suppress(ChildProcessError):  # where a process of an earlier step started it
-        os.waitpid(pid, os.WNOHANG)
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return True
-    return state == "Z"
+    def _gone(self, pid: int) -> bool:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except FileNotFoundError:
+            return True
+        for process in self.started:
+            process.poll()
+        return state == "Z"  # also where a process of an earlier step started it
