@@ -12,7 +12,7 @@ from typing import Any
 
 from aiplatform import bootstrap as bootstrapping
 from aiplatform import deploy as deploying
-from aiplatform import outcome, phases, progress, services, settings, tables
+from aiplatform import health, outcome, phases, progress, services, settings, tables, vault_master
 from aiplatform.errors import PlatformError
 
 
@@ -95,6 +95,78 @@ def bootstrap(
     return tables.answer(__opts__, {"retcode": 0} | data, bootstrapping.summary(data))
 
 
+def status() -> dict[str, Any]:
+    """Show which hosts are up, how each service is, and what each slot has loaded.
+
+    Exit code 0 where all is well, else 1.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run ai_platform.status
+        salt-run ai_platform.status --out=json
+    """
+    tables.hush()
+    try:
+        pillar = settings.load(__opts__)
+    except PlatformError as err:
+        return _refused(err)
+    hosts = list(pillar["platform"]["hosts"])
+    up = _ask(hosts, "test.ping")
+    loaded = _ask([name for name in services.hosts_of(pillar, "ai_server") if up.get(name)], "model_slots.status")
+    data = {
+        "hosts": {name: bool(up.get(name)) for name in hosts},
+        "services": [health.probe(end, _trust(pillar)) for end in health.seen_by_master(pillar)],
+        "slots": [{"host": host} | row for host, rows in loaded.items() if isinstance(rows, list) for row in rows],
+    }
+    good = all(data["hosts"].values()) and all(row["ok"] for row in data["services"])
+    data["retcode"] = int(not (good and all(row["loaded"] for row in data["slots"])))
+    return tables.answer(__opts__, data, health.status_text(data))
+
+
+def verify() -> dict[str, Any]:
+    """Make every check of every host, and the master's own: does the platform do what it is for?
+
+    Exit code 0 where all checks passed, else 1.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run ai_platform.verify
+        salt-run ai_platform.verify --out=json
+    """
+    tables.hush()
+    try:
+        pillar = settings.load(__opts__)
+    except PlatformError as err:
+        return _refused(err)
+    hosts = list(pillar["platform"]["hosts"])
+    answers = _ask(hosts, "verify.run")
+    checks = [row for host in hosts if isinstance(answers.get(host), list) for row in answers[host]]
+    checks += health.absent(hosts, answers)
+    checks.append(health.latest_report(_report_folder(pillar)).on("master"))
+    data = {"retcode": int(not all(row["ok"] for row in checks)), "checks": checks}
+    return tables.answer(__opts__, data, health.verify_text(data))
+
+
+def _ask(hosts: list[str], function: str) -> dict[str, Any]:
+    """Return each host's answer to an execution function; hosts that do not answer are left out."""
+    return __salt__["salt.execute"](hosts, function, tgt_type="list") if hosts else {}
+
+
+def _trust(pillar: dict[str, Any]) -> str:
+    """Return the file with the authority of the platform's certificates; empty before it is made."""
+    path = Path(pillar["vault"]["key_store"]) / vault_master.AUTHORITY
+    return str(path) if path.is_file() else ""
+
+
+def _report_folder(pillar: dict[str, Any]) -> Path:
+    checkout = Path(__opts__["file_roots"]["base"][0]).parent
+    return Path(pillar["benchmark"]["report_dir"] or checkout / "benchmarks" / "results")
+
+
 def _deploy(only: list[str], limit: list[str], test: bool, fresh: bool) -> dict[str, Any]:
     pillar = settings.load(__opts__)
     graph = phases.load(phases.find(__opts__["file_roots"]["base"]))
@@ -116,7 +188,7 @@ def _deploy(only: list[str], limit: list[str], test: bool, fresh: bool) -> dict[
         "phases": outcome.as_data(rows),
         "failures": outcome.as_data(failures),
         "urls": services.urls(pillar),
-        "slots": _slots(pillar),
+        "slots": health.chosen_slots(settings.load(__opts__)),
     }
     if not test and not only:
         _remember(record, inputs, limit, done, rows, bool(data["retcode"]))
@@ -141,13 +213,8 @@ def _remember(
     if not failed:
         record.clear()
         return
-    bad = {row.phase for row in rows if not row.good}
+    bad = {row.phase for row in rows if not row.good} | {phases.SYNC}
     record.failed(inputs, limit, [*done, *(row.phase for row in rows if row.phase not in bad)])
-
-
-def _slots(pillar: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the slots with the model each holds: pillar's, else the benchmark's choice."""
-    return []
 
 
 def _names(value: list[str] | str | None) -> list[str]:
