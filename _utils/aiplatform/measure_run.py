@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from aiplatform import measure
+from aiplatform import measure as measuring
 from aiplatform.errors import PlatformError
 
 Record = dict[str, Any]
-Keep = Callable[[measure.Task, Record], None]
+Keep = Callable[[measuring.Task, Record], None]
 
 
 @dataclass(frozen=True)
 class _Message:
     """What a measuring thread hands over: a record, the end of its work, or what stopped it."""
 
-    task: measure.Task | None = None
+    task: measuring.Task | None = None
     record: Mapping[str, Any] | None = None
     done: bool = False
     error: Exception | None = None
@@ -31,8 +31,8 @@ class Run:
 
     def __init__(
         self,
-        clients: Mapping[str, measure.Instance],
-        make_job: Callable[[measure.Task], measure.Job],
+        clients: Mapping[str, measuring.Instance],
+        make_job: Callable[[measuring.Task], measuring.Job],
         keep: Keep,
     ) -> None:
         """Take a client for each instance, what makes a job of a task, and what stores a record."""
@@ -44,7 +44,7 @@ class Run:
 
     def measure(
         self,
-        tasks: Sequence[measure.Task],
+        tasks: Sequence[measuring.Task],
         records: Mapping[str, Record],
         slots: Mapping[Any, Mapping[str, Any]],
     ) -> dict[str, Record]:
@@ -56,11 +56,11 @@ class Run:
             Pillar ``slots``. A model that turns out to be of the kind of another instance is measured there again.
         """
         done = dict(self._side_by_side(tasks, records))
-        moved = [again for task in tasks if (again := measure.elsewhere(done[task.model], task, slots))]
+        moved = [again for task in tasks if (again := measuring.elsewhere(done[task.model], task, slots))]
         return done | dict(self._side_by_side(moved, {}))
 
     def _side_by_side(
-        self, tasks: Sequence[measure.Task], records: Mapping[str, Record]
+        self, tasks: Sequence[measuring.Task], records: Mapping[str, Record]
     ) -> Iterator[tuple[str, Record]]:
         instances = sorted({task.instance for task in tasks})
         for name in instances:
@@ -73,16 +73,16 @@ class Run:
             self._stop.set()
             raise
 
-    def _work(self, instance: str, queued: Iterable[tuple[measure.Task, Record | None]]) -> None:
+    def _work(self, instance: str, queued: Iterable[tuple[measuring.Task, Record | None]]) -> None:
         try:
             for task, record in queued:
-                measured = measure.run(self._clients[instance], self._make_job(task), record, self._hand_over(task))
+                measured = measuring.run(self._clients[instance], self._make_job(task), record, self._hand_over(task))
                 self._messages.put(_Message(task, measured, done=True))
             self._messages.put(_Message())
         except Exception as err:  # noqa: BLE001 - whatever it is, the thread that waits must learn of it, and raises it
             self._messages.put(_Message(error=err))
 
-    def _hand_over(self, task: measure.Task) -> Callable[[Mapping[str, Any]], None]:
+    def _hand_over(self, task: measuring.Task) -> Callable[[Mapping[str, Any]], None]:
         def hand_over(record: Mapping[str, Any]) -> None:
             if self._stop.is_set():
                 raise PlatformError("The run was given up", where=task.instance)

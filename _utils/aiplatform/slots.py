@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aiplatform.errors import PlatformError
@@ -59,15 +59,23 @@ class Resident:
 
 @dataclass(frozen=True)
 class Table:
-    """The compiled table; ``empty`` are the slots that nothing fills, ``skipped`` the aliases of those."""
+    """The compiled table.
+
+    ``absent`` maps the names of slots that nothing fills to the instance they would be on; ``names`` are all names that
+    the platform gives, those of absent ones included.
+    """
 
     residents: tuple[Resident, ...]
-    empty: tuple[int, ...] = ()
-    skipped: tuple[str, ...] = ()
+    absent: Mapping[str, str] = field(default_factory=dict)
+    names: frozenset[str] = frozenset()
 
     def on(self, instance: str) -> tuple[Resident, ...]:
         """Return the residents of one instance."""
         return tuple(resident for resident in self.residents if resident.instance == instance)
+
+    def absent_on(self, instance: str) -> tuple[str, ...]:
+        """Return the names that would be on this instance, had their slot a model."""
+        return tuple(name for name, place in self.absent.items() if place == instance)
 
 
 def technical_name(number: int) -> str:
@@ -81,9 +89,9 @@ def is_own_name(model: str, aliases: Iterable[str]) -> bool:
     return bool(re.fullmatch(r"slot-\d+:latest", name)) or name in {normalise(alias) for alias in aliases}
 
 
-def chosen_model(number: int, slot: Mapping[str, Any], selection: Mapping[str, Any]) -> str | None:
+def chosen_model(number: int | str, slot: Mapping[str, Any], selection: Mapping[str, Any]) -> str | None:
     """Return a slot's model: the one that pillar names, else the benchmark's choice, else None."""
-    model = slot.get("model") or selection.get(slot_key(number))
+    model = slot.get("model") or selection.get(slot_key(int(number)))
     return str(model) if model else None
 
 
@@ -97,16 +105,11 @@ def resolve(pillar: Mapping[str, Any], threads: Mapping[str, int]) -> Table:
 
     Raises ``PlatformError`` listing every entry that cannot be, with its key, its value and what was expected.
     """
-    residents, empty = _slots(pillar, threads)
-    skipped: list[str] = []
-    own: list[Resident] = []
-    for name, row in sorted(pillar["aliases"].items()):
-        if row.get("model"):
-            own.append(_own_resident(name, row, pillar, threads))
-        elif row.get("slot") in empty:
-            skipped.append(name)
+    residents = _filled(pillar, threads)
+    with_model = {name: row for name, row in sorted(pillar["aliases"].items()) if row.get("model")}
+    own = [_own_resident(name, row, pillar, threads) for name, row in with_model.items()]
     weights = known_weights(pillar["selection"])
-    table = Table(tuple(_joined(residents + own, weights)), tuple(empty), tuple(skipped))
+    table = Table(tuple(_joined(residents + own, weights)), _absent(pillar), frozenset(pillar["aliases"]))
     refuse([*_misplaced(table, pillar), *problems(table, weights)])
     return table
 
@@ -129,29 +132,38 @@ def _same_runner(one: Resident, other: Resident, weights: Mapping[str, str]) -> 
     return same_place and _identity(one, weights) == _identity(other, weights)
 
 
-def _slots(pillar: Mapping[str, Any], threads: Mapping[str, int]) -> tuple[list[Resident], list[int]]:
-    residents, empty = [], []
+def _absent(pillar: Mapping[str, Any]) -> dict[str, str]:
+    """Return ``{name: instance}`` of the names of slots without a model."""
+    numbered = pillar["slots"].items()
+    empty = {int(number): slot for number, slot in numbered if not chosen_model(number, slot, pillar["selection"])}
+    found = {technical_name(number): str(slot["instance"]) for number, slot in sorted(empty.items())}
+    for name, row in sorted(pillar["aliases"].items()):
+        if not row.get("model") and row.get("slot") in empty:
+            found[name] = str(empty[row.get("slot")]["instance"])
+    return found
+
+
+def _filled(pillar: Mapping[str, Any], threads: Mapping[str, int]) -> list[Resident]:
+    residents = []
     for number, slot in sorted(pillar["slots"].items(), key=lambda item: int(item[0])):
-        model = chosen_model(int(number), slot, pillar["selection"])
+        model = chosen_model(number, slot, pillar["selection"])
         if model is None:
-            empty.append(int(number))
             continue
         rows = {name: row for name, row in sorted(pillar["aliases"].items()) if row.get("slot") == int(number)}
-        sizes = _sizes(f"slot {number}", rows)
         residents.append(
             Resident(
                 name=technical_name(int(number)),
                 key=f"slots.{number}.model",
                 instance=slot["instance"],
                 model=model,
-                num_ctx=sizes or pillar["models"]["num_ctx"],
+                num_ctx=_sizes(f"slot {number}", rows) or pillar["models"]["num_ctx"],
                 num_thread=threads.get(slot["instance"]),
                 slot=int(number),
                 kind=slot["kind"],
                 aliases=tuple(Alias(name, row.get("system")) for name, row in rows.items()),
             )
         )
-    return residents, empty
+    return residents
 
 
 def _sizes(target: str, rows: Mapping[str, Mapping[str, Any]]) -> int | None:
@@ -242,7 +254,7 @@ def warmup_unit(unit: str) -> str:
     return unit.replace("ollama", "ollama-warmup", 1)
 
 
-def parameters(text: str) -> dict[str, tuple[str, ...]]:
+def parameters(text: str) -> dict[str, list[str]]:
     """Return the parameters of ``/api/show`` in comparable form: {name: its values, sorted}.
 
     The order of the text is random, and a name may stand there several times (``stop``).
@@ -250,26 +262,7 @@ def parameters(text: str) -> dict[str, tuple[str, ...]]:
     found: dict[str, list[str]] = {}
     for name, value in _PARAMETER.findall(text or ""):
         found.setdefault(name, []).append(value)
-    return {name: tuple(sorted(values)) for name, values in sorted(found.items())}
-
-
-def wanted_show(base: Mapping[str, Any], options: Mapping[str, int], system: str | None) -> dict[str, Any]:
-    """Return what ``described`` of an alias must equal.
-
-    base
-        The reply of ``/api/show`` for the alias's model.
-    options
-        Its load options; they replace the base's.
-    system
-        Its system prompt; None keeps the base's.
-    """
-    wanted = described(base)
-    wanted["parameters"] = dict(
-        sorted((wanted["parameters"] | {key: (str(value),) for key, value in options.items()}).items())
-    )
-    if system is not None:
-        wanted["system"] = system
-    return wanted
+    return {name: sorted(values) for name, values in sorted(found.items())}
 
 
 def described(show: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,4 +271,22 @@ def described(show: Mapping[str, Any]) -> dict[str, Any]:
         "parameters": parameters(str(show.get("parameters") or "")),
         "system": str(show.get("system") or ""),
         "template": str(show.get("template") or ""),
+    }
+
+
+def wanted_about(base: Mapping[str, Any], options: Mapping[str, int], system: str | None) -> dict[str, Any]:
+    """Return what ``described`` of an alias must equal.
+
+    base
+        ``described`` of the model that it is made of.
+    options
+        Its load options; they take the place of the base's.
+    system
+        Its system prompt; None keeps the base's.
+    """
+    own = {key: [str(value)] for key, value in options.items()}
+    return {
+        "parameters": dict(sorted({**base["parameters"], **own}.items())),
+        "system": base["system"] if system is None else system,
+        "template": base["template"],
     }
