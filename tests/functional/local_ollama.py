@@ -1,0 +1,81 @@
+"""A real Ollama on loopback with a store of its own, and real weights for it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aiplatform.ollama import Client
+from aiplatform.wait import until
+from lab import models
+from lab.artifacts import OLLAMA
+
+START_SECONDS = 60
+TEMPLATE = "<start_of_turn>user\n{{ .Prompt }}<end_of_turn>\n<start_of_turn>model\n"
+# One thread, and short: the machine may be busy with other tests.
+PARAMETERS = {"num_ctx": 512, "num_thread": 1, "num_predict": 24, "temperature": 0, "seed": 1}
+
+
+def binary() -> Path:
+    """The Ollama that the tests run; skips where there is none."""
+    named = os.environ.get("AI_PLATFORM_OLLAMA")
+    path = Path(named) if named else OLLAMA.unpacked / "bin/ollama"
+    if not os.access(path, os.X_OK):
+        pytest.skip(f"no Ollama at {path}: run `python -m lab artifacts`, or name one in AI_PLATFORM_OLLAMA")
+    return path
+
+
+def weights() -> Path:
+    """A real model's weights; skips where there are none."""
+    path = models.path(models.BASE)
+    if not path.exists():
+        pytest.skip(f"no weights at {path}: run `python -m lab artifacts`")
+    return path
+
+
+def free_port() -> int:
+    """A port of loopback that nothing listens on."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return int(unused.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serving(folder: Path, **environment: str) -> Iterator[Client]:
+    """Run an instance whose home and store are below a folder, and yield a client of it."""
+    port = free_port()
+    settings = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "OLLAMA_HOST": f"127.0.0.1:{port}",
+        "OLLAMA_MODELS": str(folder / "models"),
+        "OLLAMA_NOPRUNE": "1",
+        "OLLAMA_NO_CLOUD": "1",
+    }
+    program = [str(binary()), "serve"]
+    with (folder / "ollama.log").open("ab") as log:
+        # A group of its own, so that its runners end with it.
+        process = subprocess.Popen(program, env=settings | environment, stdout=log, stderr=log, start_new_session=True)
+    client = Client(f"http://127.0.0.1:{port}")
+    try:
+        until(client.health, START_SECONDS, what=f"Ollama, see {folder}/ollama.log")
+        yield client
+    finally:
+        client.close()
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def make_model(client: Client, name: str) -> None:
+    """Make a model of the real weights."""
+    if not client.has_blob(models.BASE_SHA256):
+        client.upload_blob(str(weights()), models.BASE_SHA256)
+    files = {models.BASE: f"sha256:{models.BASE_SHA256}"}
+    list(client.create(name, files=files, template=TEMPLATE, parameters=PARAMETERS))
