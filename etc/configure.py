@@ -71,7 +71,7 @@ def fragments(checkout: Path, root: Path, pillar: list[Path]) -> dict[str, dict[
         | tree
         | compile_here
         | python_dirs(checkout, "runner_dirs", "outputter_dirs"),
-        "minion": run_paths(root, "minion"),
+        "minion": dict(run_paths(root, "minion")),
         "masterless": run_paths(root, "masterless") | tree | local,
     }
 
