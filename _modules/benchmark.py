@@ -88,8 +88,20 @@ def measure(models: list[str] | None = None, fresh: bool | None = None) -> dict[
             __salt__["model_slots.warm_up"](name)
 
 
-def results() -> list[dict[str, Any]]:
-    """Return the figures of every model that this host has measured to the end.
+def to_be_pulled() -> list[str]:
+    """Return the wanted models that are not in the store yet.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server benchmark.to_be_pulled
+    """
+    return __salt__["model_slots.missing"](wanted_models())
+
+
+def results() -> dict[str, Any]:
+    """Return ``models``, the figures of all that this host has measured to the end, and ``skipped``, {name: why}.
 
     CLI Example:
 
@@ -97,7 +109,10 @@ def results() -> list[dict[str, Any]]:
 
         salt ai_server benchmark.results
     """
-    return measuring.complete(_records())
+    installed = [measuring.Installed(**row) for row in __salt__["model_slots.installed"]()]
+    skipped = measuring.distinct(installed, __pillar__)[1]
+    named = {name: why for name, why in skipped.items() if why != measuring.ALIAS}
+    return {"models": measuring.complete(_records()), "skipped": named}
 
 
 def hardware() -> str:

@@ -30,16 +30,13 @@ def measured(name: str) -> dict[str, Any]:
 
 
 def _unmeasured() -> dict[str, Any]:
-    later = dict.fromkeys(_to_be_pulled(), "to be measured once it is pulled")
+    # In the run proper these have been pulled by now.
+    later = __salt__["benchmark.to_be_pulled"]() if __opts__["test"] else []
     try:
         found = __salt__["benchmark.plan"]()["measure"]
     except InstanceDown:
         if not __opts__["test"]:
             raise
         found = {}
-    return {**{model: f"to be measured on {instance}" for model, instance in found.items()}, **later}
-
-
-def _to_be_pulled() -> list[str]:
-    """Return what a dry run must add: models that the run proper will have pulled by now."""
-    return __salt__["model_slots.missing"](__salt__["benchmark.wanted_models"]()) if __opts__["test"] else []
+    changes = {model: f"to be measured on {instance}" for model, instance in found.items()}
+    return changes | dict.fromkeys(later, "to be measured once it is pulled")

@@ -18,6 +18,7 @@ NANOSECONDS = 1e9
 MILLISECONDS = 1000.0
 CONDITIONS = ("suite", "ollama_version", "hardware", "num_ctx", "num_thread")
 LATENCY = "latency"
+ALIAS = "an alias"
 
 
 class Instance(Protocol):
@@ -99,7 +100,7 @@ def plan(
     Raises ``PlatformError`` where ``benchmark:models`` names one that is not installed.
     """
     settings = pillar["benchmark"]
-    models, skipped = _distinct(installed, pillar)
+    models, skipped = distinct(installed, pillar)
     wanted = {normalise(name) for name in settings["models"]}
     _refuse_unknown(wanted, models, skipped)
     tasks, kept = [], []
@@ -115,7 +116,7 @@ def plan(
     return Plan(tuple(tasks), tuple(kept), skipped)
 
 
-def _distinct(installed: Iterable[Installed], pillar: Mapping[str, Any]) -> tuple[list[Installed], dict[str, str]]:
+def distinct(installed: Iterable[Installed], pillar: Mapping[str, Any]) -> tuple[list[Installed], dict[str, str]]:
     """Leave out names that are not models to choose, and second names of the same weights."""
     aliases = [*pillar["aliases"], *pillar["benchmark"]["skip_aliases"]]
     kept: dict[str, Installed] = {}
@@ -127,7 +128,7 @@ def _distinct(installed: Iterable[Installed], pillar: Mapping[str, Any]) -> tupl
 
     for model in sorted(installed, key=preference):
         if is_own_name(model.name, aliases):
-            skipped[model.name] = "an alias"
+            skipped[model.name] = ALIAS
         elif not model.answers:
             skipped[model.name] = "answers no prompts"
         elif (first := kept.setdefault(model.weights_digest, model)) is not model:
