@@ -32,17 +32,19 @@ class Endpoint:
 def expand(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return the table with every row's ``port`` a number and every ``each`` row written out.
 
-    A row that points at a mapping which no formula of this tree describes is left out.
+    ``port_key`` is added: the pillar key that an operator edits for it. A row that points at a mapping which no
+    formula of this tree describes is left out.
     """
     rows: dict[str, dict[str, Any]] = {}
     for name, row in settings["services"].items():
         plain = {key: value for key, value in row.items() if key not in {"each", "port"}}
         if "each" in row:
             for entry, values in (lookup(settings, row["each"]) or {}).items():
-                rows[f"{name}-{entry}"] = plain | {"port": values["port"]}
+                rows[f"{name}-{entry}"] = plain | {"port": values["port"], "port_key": f"{row['each']}.{entry}.port"}
+        elif isinstance(row.get("port"), str):
+            rows[name] = plain | {"port": lookup(settings, row["port"]), "port_key": row["port"]}
         else:
-            port = row.get("port")
-            rows[name] = plain | {"port": lookup(settings, port) if isinstance(port, str) else port}
+            rows[name] = plain | {"port": row.get("port"), "port_key": row.get("port_key", f"services.{name}.port")}
     return rows
 
 
@@ -87,9 +89,9 @@ def problems(settings: Settings) -> list[Problem]:
 
 
 def _missing_ports(settings: Settings) -> Iterator[Problem]:
-    for name, row in settings["services"].items():
+    for row in settings["services"].values():
         if not isinstance(row["port"], int):
-            yield Problem(f"services.{name}.port", row["port"], "a port, or the pillar key that holds one")
+            yield Problem(row["port_key"], row["port"], "a port, or the pillar key that holds one")
 
 
 def _overlapping_ports(settings: Settings) -> Iterator[Problem]:
@@ -100,4 +102,4 @@ def _overlapping_ports(settings: Settings) -> Iterator[Problem]:
         if other != end.service and (other, end.service) not in reported:
             reported.add((other, end.service))
             wanted = f"a port of its own: {other} on {end.host} has this one"
-            yield Problem(f"services.{end.service}.port", end.port, wanted)
+            yield Problem(settings["services"][end.service]["port_key"], end.port, wanted)

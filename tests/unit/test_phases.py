@@ -1,0 +1,113 @@
+"""The graph of a deploy and the steps of a run."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from aiplatform import phases
+from aiplatform.errors import PlatformError
+from tests.conftest import CHECKOUT
+
+HOSTS = {
+    "ai_server": {"roles": ["ai_server"]},
+    "nginx_proxy": {"roles": ["nginx_proxy"]},
+    "coredns_host": {"roles": ["coredns_host"]},
+}
+
+
+@pytest.fixture
+def graph():
+    return phases.load(CHECKOUT / "salt/orch/phases.yaml")
+
+
+def write(path, rows):
+    complete = {
+        name: {"about": name, "roles": ["ai_server"], "steps": [{"state": name}]} | row for name, row in rows.items()
+    }
+    path.write_text(yaml.safe_dump(complete))
+    return path
+
+
+def by_id(steps):
+    return {step.id: step for step in steps}
+
+
+def test_every_phase_of_this_checkout_has_its_state(graph):
+    for phase in graph.values():
+        for kind, name in phase.steps:
+            assert kind in ("state", "runner")
+            assert kind == "runner" or (CHECKOUT / "salt" / name / "init.sls").is_file(), name
+
+
+def test_each_step_comes_after_what_it_requires(graph):
+    seen = set()
+    for step in phases.plan(graph, HOSTS):
+        assert set(step.require) <= seen
+        seen.add(step.id)
+
+
+def test_vault_and_docker_run_side_by_side(graph):
+    steps = by_id(phases.plan(graph, HOSTS))
+    assert steps["vault"].require == steps["docker"].require == ("preflight",)
+
+
+def test_what_needs_a_phase_waits_for_its_last_step(graph):
+    steps = by_id(phases.plan(graph, HOSTS))
+    assert steps["vault vault_server.bootstrap"].require == ("vault",)
+    assert steps["ollama"].require == ("vault vault_server.bootstrap",)
+
+
+def test_a_phase_left_out_is_looked_through(graph):
+    steps = by_id(phases.plan(graph, HOSTS, only=["preflight", "models"]))
+    assert steps["models"].require == ("preflight",)
+
+
+def test_limited_to_a_host_the_others_phases_are_left_out(graph):
+    steps = phases.plan(graph, HOSTS, limit=["coredns_host"])
+    assert [step.phase for step in steps] == ["preflight", "docker", "verify"]
+    assert {step.hosts for step in steps} == {("coredns_host",)}
+
+
+def test_two_hosts_of_one_role_are_both_targets(graph):
+    more = HOSTS | {"second": {"roles": ["ai_server"]}}
+    assert by_id(phases.plan(graph, more))["ollama"].hosts == ("ai_server", "second")
+
+
+def test_states_side_by_side_wait_for_the_modules(graph):
+    steps = by_id(phases.plan(graph, HOSTS, only=["vault", "docker"]))
+    assert steps["sync"].hosts == ("ai_server", "coredns_host")
+    assert steps["vault"].require == steps["docker"].require == ("sync",)
+
+
+def test_one_phase_alone_brings_its_modules_itself(graph):
+    assert [step.id for step in phases.plan(graph, HOSTS, only=["ollama"])] == ["ollama"]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "text"),
+    [
+        ({"only": ["prefligt"]}, r"where: phases; expected: one of .*\(did you mean preflight\?\); actual: prefligt"),
+        ({"limit": ["ai_serve"]}, r"where: limit; expected: one of .*\(did you mean ai_server\?\); actual: ai_serve"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_nearest(graph, kwargs, text):
+    with pytest.raises(PlatformError, match=text):
+        phases.plan(graph, HOSTS, **kwargs)
+
+
+def test_a_need_that_does_not_exist_is_named(tmp_path):
+    path = write(tmp_path / "phases.yaml", {"a": {"needs": []}, "b": {"needs": ["aa"]}})
+    with pytest.raises(PlatformError, match=r"b\.needs.*did you mean a\?"):
+        phases.load(path)
+
+
+def test_a_cycle_is_named(tmp_path):
+    path = write(tmp_path / "phases.yaml", {"a": {"needs": ["b"]}, "b": {"needs": ["a"]}})
+    with pytest.raises(PlatformError, match=r"cycle.*(a -> b -> a|b -> a -> b)"):
+        phases.load(path)
+
+
+def test_the_graph_must_be_there(tmp_path):
+    with pytest.raises(PlatformError, match=r"phases\.yaml"):
+        phases.find([str(tmp_path)])

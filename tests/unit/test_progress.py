@@ -1,0 +1,68 @@
+"""The lines that a deploy shows as it goes on."""
+
+from __future__ import annotations
+
+import pytest
+
+from aiplatform import progress
+from aiplatform.phases import Step
+
+STEPS = [
+    Step("vault", "vault", "state", "vault", ("ai_server",)),
+    Step("vault x.y", "vault", "runner", "vault_server.bootstrap", ("ai_server",), ("vault",)),
+]
+
+
+@pytest.fixture
+def lines():
+    return progress.Lines(STEPS, started=100.0)
+
+
+def begun(lines, at=101.0):
+    lines.of("salt/job/1/new", {"fun": "state.sls", "arg": ["vault"], "minions": ["ai_server"]}, at)
+
+
+def returned(answer, fun="state.sls"):
+    return {"fun": fun, "fun_args": ["vault"], "id": "ai_server", "return": answer}
+
+
+def test_a_return_is_a_line_with_phase_host_time_and_changes(lines):
+    begun(lines)
+    answer = {"a": {"result": True, "changes": {"x": 1}}, "b": {"result": True, "changes": {}}}
+    line = lines.of("salt/job/1/ret/ai_server", returned(answer), 165.5)
+    assert line.split() == ["[", "1:05]", "vault", "ai_server", "64.5", "s", "2", "states,", "1", "changed"]
+
+
+def test_a_failure_is_named_at_once(lines):
+    answer = {"a": {"__id__": "unit", "result": False, "changes": {}, "comment": "no space\nleft"}}
+    assert "FAILED: unit: no space" in lines.of("salt/job/1/ret/ai_server", returned(answer), 101)
+
+
+def test_a_return_that_is_no_set_of_states_is_a_failure(lines):
+    assert "FAILED: no state: Pillar failed" in lines.of("salt/job/1/ret/ai_server", returned(["Pillar failed"]), 101)
+
+
+def test_a_runner_counts_for_its_phase(lines):
+    lines.of("salt/run/2/new", {"fun": "runner.vault_server.bootstrap"}, 101)
+    line = lines.of("salt/run/2/ret", {"fun": "runner.vault_server.bootstrap", "success": True}, 103)
+    assert line.split()[2:] == ["vault", "master", "2.0", "s", "done"]
+
+
+@pytest.mark.parametrize(
+    ("tag", "data"),
+    [
+        ("salt/job/1/ret/ai_server", {"fun": "test.ping", "fun_args": [], "id": "ai_server", "return": True}),
+        ("salt/job/1/ret/ai_server", {"fun": "state.sls", "fun_args": ["other"], "id": "ai_server", "return": {}}),
+        ("salt/auth", {}),
+    ],
+)
+def test_other_events_say_nothing(lines, tag, data):
+    assert lines.of(tag, data, 101) == ""
+
+
+def test_what_is_waited_for_is_said(lines):
+    assert lines.waiting(105) == ""
+    begun(lines)
+    assert "vault on ai_server" in lines.waiting(105)
+    lines.of("salt/job/1/ret/ai_server", returned({}), 106)
+    assert lines.waiting(107) == ""

@@ -1,0 +1,163 @@
+"""What is refused in pillar, and how the refusal reads."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import yaml
+
+from aiplatform import schema, services, settings
+from tests.conftest import CHECKOUT
+
+TREE = CHECKOUT / "salt"
+
+
+@pytest.fixture
+def pillar():
+    return {
+        key: value
+        for name in ("platform", "slots")
+        for key, value in yaml.safe_load((CHECKOUT / f"pillar/{name}.sls").read_text()).items()
+    }
+
+
+def refusals(pillar):
+    """Every problem, as the operator reads it."""
+    merged = settings.effective(pillar, TREE)
+    found = schema.problems(merged, TREE, written=pillar)
+    if not found:
+        merged["services"] = services.expand(merged)
+        found = services.problems(merged)
+    return [str(problem) for problem in found]
+
+
+def put(pillar, path, value):
+    """Set a dotted key."""
+    changed = copy.deepcopy(pillar)
+    *parents, last = path.split(".")
+    node = changed
+    for part in parents:
+        node = node.setdefault(int(part) if part.isdigit() else part, {})
+    node[last] = value
+    return changed
+
+
+def test_the_pillar_of_this_checkout_is_right(pillar):
+    assert refusals(pillar) == []
+
+
+CASES = {
+    "wrong type": ("preflight.clock_skew", "long", "preflight.clock_skew: is 'long', expected a number"),
+    "unknown key": (
+        "platform.domian",
+        "a.b",
+        "platform.domian: is 'a.b', expected a known key",
+        "did you mean domain?",
+    ),
+    "unknown top key": (
+        "ollma",
+        {"version": 1},
+        "ollma: is 'a mapping of 1', expected a known key",
+        "did you mean ollama?",
+    ),
+    "host without address": (
+        "platform.hosts.spare",
+        {"roles": []},
+        "platform.hosts.spare.address: is None",
+        "an IP address",
+    ),
+    "address no IP": (
+        "platform.hosts.ai_server.address",
+        "1.2.3",
+        "hosts.ai_server.address: is '1.2.3', expected an IP address",
+    ),
+    "unknown role": ("platform.hosts.ai_server.roles", ["ai_sever"], "is 'ai_sever'", "did you mean ai_server?"),
+    "two hosts, one address": (
+        "platform.hosts.nginx_proxy.address",
+        "192.0.2.100",
+        "hosts.nginx_proxy.address",
+        "ai_server has this one",
+    ),
+    "ports overlap": (
+        "services.vault.port",
+        11434,
+        "services.vault.port: is 11434, expected a port of its own: ollama-node1 on ai_server has this one",
+    ),
+    "instances overlap": (
+        "ollama.instances.node1.port",
+        11435,
+        "ollama.instances.node1.port: is 11435, expected a port of its own: ollama-node0",
+    ),
+    "port out of range": ("services.vault.port", 70000, "services.vault.port: is 70000, expected at most 65535"),
+    "slot on no instance": ("slots.5.instance", "node7", "slots.5.instance: is 'node7', expected one of node1, node0"),
+    "untagged model": ("slots.5.model", "llama3.1", "slots.5.model: is 'llama3.1', expected a model name with its tag"),
+    "untagged in a registry": ("slots.5.model", "10.0.0.1:5000/library/a", "expected a model name with its tag"),
+    "locked slot": (
+        "slots.1.model",
+        "llama3.1:8b",
+        "slots.1.model: is 'llama3.1:8b', expected null: only slots 5 and 6",
+    ),
+    "alias of no slot": ("aliases.gpt", {"slot": 9}, "aliases.gpt.slot: is 9, expected one of 1, 2"),
+    "alias of nothing": ("aliases.gpt", {}, "aliases.gpt", "expected either slot"),
+    "secret": (
+        "openclaw",
+        {"telegram_token": "1:abc"},
+        "openclaw.telegram_token: is '(hidden)', expected no secret in pillar",
+    ),
+    "limit": ("limit", ["ai_serve"], "limit: is 'ai_serve'", "did you mean ai_server?"),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_refused_with_key_value_and_expectation(pillar, case):
+    path, value, *texts = case
+    found = refusals(put(pillar, path, value))
+    assert any(all(text in line for text in texts) for line in found), found
+
+
+def test_a_secret_is_never_shown(pillar):
+    assert "1:abc" not in " ".join(refusals(put(pillar, "openclaw", {"telegram_token": "1:abc"})))
+
+
+def test_all_problems_are_found_at_once(pillar):
+    wrong = put(put(put(pillar, "platform.domain", 5), "platform.slug", "A B"), "preflight.root_free_gb", -1)
+    assert len(refusals(wrong)) == 3
+
+
+def test_two_slots_must_not_hold_one_model(pillar):
+    twice = put(put(pillar, "slots.5.model", "a:1"), "slots.6.model", "A:1")
+    assert any("slots.6.model" in line and "slot 5 holds this one" in line for line in refusals(twice))
+
+
+def test_aliases_of_one_slot_have_one_context_size(pillar):
+    wrong = put(pillar, "aliases", {"one": {"slot": 5, "num_ctx": 4096}, "two": {"slot": 5, "num_ctx": 8192}})
+    assert any("aliases.two.num_ctx: is 8192, expected 4096" in line for line in refusals(wrong))
+
+
+@pytest.mark.parametrize("model", ["a:1", "10.0.0.1:5000/library/a:q4_k_m", "hf.co/x/y:Q4", "host/x:latest"])
+def test_tagged_models(model):
+    assert schema.is_tagged(model)
+
+
+def test_salts_own_pillar_keys_are_allowed(pillar):
+    assert refusals(put(pillar, "mine_functions", {"test.ping": []})) == []
+
+
+def test_every_default_is_described_and_passes():
+    """The defaults alone lack nothing but the hosts."""
+    assert [line.split(":")[0] for line in refusals({})] == ["platform.hosts"]
+
+
+@pytest.mark.parametrize("path", sorted(TREE.glob("*/schema.yaml")), ids=lambda path: path.parent.name)
+def test_schemas_are_valid_and_describe_every_key(path):
+    import jsonschema
+
+    for key, value in settings.schemas(TREE).items():
+        jsonschema.Draft202012Validator.check_schema(value)
+        assert value.get("description"), key
+
+
+@pytest.mark.parametrize("path", sorted(TREE.glob("*/defaults.yaml")), ids=lambda path: path.parent.name)
+def test_no_default_without_a_schema(path):
+    assert set(settings.read_yaml(path)) <= set(settings.schemas(TREE))

@@ -1,0 +1,123 @@
+"""The one table of services."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from aiplatform import reach, services
+
+ROWS = {
+    "vault": {
+        "role": "ai_server",
+        "port": "vault.port",
+        "scheme": "https",
+        "health": "/h",
+        "reach": ["master", "nginx_proxy"],
+    },
+    "ollama": {
+        "role": "ai_server",
+        "each": "ollama.instances",
+        "scheme": "http",
+        "health": "/v",
+        "reach": ["containers"],
+    },
+    "dns": {"role": "coredns_host", "port": 53, "scheme": "udp", "health": None, "reach": ["any"]},
+}
+
+
+@pytest.fixture
+def settings():
+    raw = {
+        "vault": {"port": 8202},
+        "ollama": {"instances": {"node1": {"port": 11434}, "node0": {"port": 11435}}},
+        "platform": {
+            "hosts": {
+                "ai": {"address": "192.0.2.1", "roles": ["ai_server"]},
+                "ai6": {"address": "2001:db8::1", "roles": ["ai_server"]},
+                "proxy": {"address": "192.0.2.3", "roles": ["nginx_proxy"]},
+                "dns": {"address": "192.0.2.4", "roles": ["coredns_host"]},
+            }
+        },
+        "services": ROWS,
+    }
+    return raw | {"services": services.expand(raw)}
+
+
+def test_ports_come_from_the_keys_that_an_operator_edits(settings):
+    table = settings["services"]
+    assert {name: row["port"] for name, row in table.items()} == {
+        "vault": 8202,
+        "ollama-node1": 11434,
+        "ollama-node0": 11435,
+        "dns": 53,
+    }
+    assert table["ollama-node0"]["port_key"] == "ollama.instances.node0.port"
+    assert table["vault"]["port_key"] == "vault.port"
+
+
+def test_expanding_twice_changes_nothing(settings):
+    assert services.expand(settings) == settings["services"]
+
+
+def test_a_formula_that_is_not_there_has_no_services(settings):
+    rows = services.expand({**settings, "ollama": {}, "services": ROWS})
+    assert set(rows) == {"vault", "dns"}
+
+
+def test_every_service_stands_on_every_host_of_its_role(settings):
+    found = {(end.service, end.host): end.url for end in services.endpoints(settings)}
+    assert found["vault", "ai"] == "https://192.0.2.1:8202"
+    assert found["vault", "ai6"] == "https://[2001:db8::1]:8202"
+    assert len(found) == 7
+    assert services.urls(settings)["dns"] == "udp://192.0.2.4:53"
+    assert services.urls(settings)["vault@ai6"] == "https://[2001:db8::1]:8202"
+
+
+def test_a_port_that_no_key_holds_is_a_problem(settings):
+    settings["services"]["vault"]["port"] = None
+    assert [str(problem) for problem in services.problems(settings)] == [
+        "vault.port: is None, expected a port, or the pillar key that holds one"
+    ]
+
+
+def test_a_port_taken_twice_on_one_host_is_a_problem(settings):
+    settings["services"]["vault"]["port"] = 11434
+    assert [problem.key for problem in services.problems(settings)] == ["ollama.instances.node1.port"]
+
+
+def test_one_port_on_two_hosts_is_fine(settings):
+    settings["services"]["dns"]["port"] = 8202
+    assert services.problems(settings) == []
+
+
+@pytest.mark.parametrize(
+    ("host", "service", "answer", "ok"),
+    [
+        ("proxy", "vault", reach.ANSWERED, True),
+        ("proxy", "vault", reach.REFUSED, False),
+        ("dns", "vault", reach.REFUSED, True),
+        ("dns", "vault", reach.ANSWERED, False),
+        ("proxy", "ollama-node1", reach.ANSWERED, False),
+        ("ai", "dns", reach.ANSWERED, True),
+    ],
+)
+def test_reached_exactly_where_the_table_says_so(settings, host, service, answer, ok):
+    end = next(end for end in services.endpoints(settings) if end.service == service)
+    finding = reach.tried(settings, end, host, 1, how=lambda *_: answer)
+    assert finding.ok is ok
+    assert finding.actual == answer
+
+
+def test_a_host_tries_the_services_of_the_others(settings):
+    names = set(reach.from_host(settings, "ai"))
+    assert names == {"reach_vault_ai6", "reach_ollama-node1_ai6", "reach_ollama-node0_ai6"}
+    assert reach.from_host(settings, "stranger") == {}
+
+
+def test_connecting_for_real():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert reach.connect("127.0.0.1", port, 2) == reach.ANSWERED
+    assert reach.connect("127.0.0.1", port, 2) == reach.REFUSED

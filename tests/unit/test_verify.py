@@ -1,0 +1,177 @@
+"""Whether a host does what the platform needs of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from salt.exceptions import CommandExecutionError
+
+from _modules import verify
+from _states import verify as state
+from aiplatform import health
+from aiplatform.services import Endpoint
+
+SECRETS = {
+    "ollama": {"readers": ["ai_server", "nginx_proxy"], "keys": {"api_key": "hex32"}},
+    "keycloak": {"readers": ["ai_server"], "keys": {}},
+}
+SLOT = {
+    "name": "slot-1",
+    "instance": "node1",
+    "model": "a:1",
+    "options": {"num_ctx": 8192},
+    "aliases": ["family"],
+    "loaded": True,
+    "context": 8192,
+}
+
+
+@pytest.fixture
+def pillar():
+    return {
+        "verify": {"connect_timeout": 1, "answer_tokens": 4, "min_tokens_per_second": 2},
+        "platform": {"slug": "ai-platform", "hosts": {"ai_server": {"address": "192.0.2.1", "roles": ["ai_server"]}}},
+        "vault": {"mount": "secret", "secrets": SECRETS},
+        "ollama": {"version": "0.17.4", "instances": {"node1": {"port": 1, "unit": "ollama.service"}}},
+        "services": {},
+        "roles": ["ai_server"],
+    }
+
+
+@pytest.fixture
+def answers(monkeypatch, pillar):
+    """What the host's services answer, all well; secrets by path, None where refused."""
+    found = {
+        "seal": {"initialized": True, "sealed": False},
+        "secrets": {"secret/ai-platform/ollama": {"api_key": "s3cret"}},
+        "version": "0.17.4",
+        "unit": {"ActiveState": "active", "SubState": "exited"},
+        "slots": [dict(SLOT)],
+    }
+
+    def read(path):
+        if path not in found["secrets"]:
+            raise CommandExecutionError("VaultPermissionDeniedError: permission denied")
+        return found["secrets"][path]
+
+    salt = {
+        "vault.query": lambda *_: found["seal"],
+        "vault.read_secret": read,
+        "ollama.version": lambda _: found["version"],
+        "service.show": lambda _: found["unit"],
+        "model_slots.status": lambda: found["slots"],
+    }
+    for name, value in (("__grains__", {"id": "ai_server"}), ("__pillar__", pillar), ("__salt__", salt)):
+        monkeypatch.setattr(verify, name, value, raising=False)
+    return found
+
+
+@pytest.fixture
+def server(pillar, httpserver):
+    pillar["ollama"]["instances"]["node1"]["port"] = httpserver.port
+    done = {"done": True, "eval_count": 4, "eval_duration": 10**9, "response": "", "model": "family"}
+    httpserver.expect_request("/api/generate").respond_with_data(json.dumps(done) + "\n")
+    return httpserver
+
+
+def failed():
+    return {found["check"]: found["actual"] for found in verify.run() if not found["ok"]}
+
+
+def test_a_healthy_host_passes(answers, server):
+    assert failed() == {}
+    assert set(verify.names()) == {
+        "vault_health",
+        "vault_own_secret",
+        "vault_other_secret",
+        "ollama_node1",
+        "warmup_node1",
+        "slot_slot-1",
+        "alias_family",
+    }
+
+
+def test_a_host_without_roles_has_nothing_to_prove(answers, pillar):
+    pillar["roles"] = []
+    assert verify.run() == []
+
+
+FAULTS = [
+    ({"seal": {"initialized": True, "sealed": True}}, "Vault's health", "initialized true, sealed true"),
+    ({"secrets": {}}, "vault_own_secret", "permission denied"),
+    ({"version": "0.0.0"}, "version of Ollama instance node1", "0.0.0"),
+    ({"unit": {"ActiveState": "failed", "SubState": "failed"}}, "unit ollama-warmup.service", "failed (failed)"),
+    ({"slots": [SLOT | {"loaded": False}]}, "slot-1 on node1", "not loaded"),
+    ({"slots": [SLOT | {"context": 4096}]}, "slot-1 on node1", "a:1 with context 4096"),
+]
+
+
+@pytest.mark.parametrize(("fault", "check", "actual"), FAULTS, ids=[fault[1] for fault in FAULTS])
+def test_a_fault_is_found(answers, server, fault, check, actual):
+    answers |= fault
+    found = failed()
+    assert list(found) == [check]
+    assert actual in found[check]
+
+
+def test_a_foreign_secret_that_can_be_read_is_a_fault(answers, server, pillar):
+    pillar["roles"] = ["nginx_proxy"]
+    answers["secrets"]["secret/ai-platform/keycloak"] = {"admin_password": "x"}
+    assert failed() == {"foreign secret secret/ai-platform/keycloak": "it can be read"}
+
+
+def test_an_unreachable_vault_is_no_refusal(answers, server, monkeypatch):
+    def unreachable(path):
+        raise CommandExecutionError("connection refused")
+
+    monkeypatch.setitem(verify.__salt__, "vault.read_secret", unreachable)
+    assert any(check.startswith("foreign secret") for check in failed())
+
+
+def test_no_secret_is_ever_shown(answers, server):
+    assert "s3cret" not in json.dumps(verify.run())
+
+
+def test_an_alias_that_crawls_is_a_fault(answers, server, pillar):
+    pillar["verify"]["min_tokens_per_second"] = 5
+    assert failed() == {"answer of family on node1": "4 tokens, 4.0 per second"}
+
+
+def test_an_alias_that_gives_nothing_is_a_fault(answers, server):
+    server.clear()
+    server.expect_request("/api/generate").respond_with_json({"error": "gone"}, status=404)
+    assert list(failed()) == ["alias_family"]
+
+
+@pytest.mark.parametrize(("test", "result"), [(False, False), (True, None)])
+def test_a_dry_run_reports_what_is_still_missing(monkeypatch, test, result):
+    finding = {"host": "h", "check": "c", "ok": False, "expected": "e", "actual": "a", "hint": ""}
+    monkeypatch.setattr(state, "__salt__", {"verify.check": lambda _: finding}, raising=False)
+    monkeypatch.setattr(state, "__opts__", {"test": test}, raising=False)
+    assert state.passed("x")["result"] is result
+
+
+@pytest.mark.parametrize(("status", "ok"), [(200, True), (503, False)])
+def test_the_master_probes_the_health_path(httpserver, status, ok):
+    httpserver.expect_request("/health").respond_with_data("", status=status)
+    end = Endpoint("x", "h", "127.0.0.1", httpserver.port, "http", "/health")
+    assert health.probe(end, "") | {"url": ""} == {
+        "service": "x",
+        "host": "h",
+        "url": "",
+        "ok": ok,
+        "answer": f"HTTP {status}",
+    }
+
+
+def test_a_host_that_does_not_answer_has_failed():
+    found = health.absent(["a", "b", "c"], {"a": [], "b": "'verify.run' is not available."})
+    assert [(row["host"], row["ok"]) for row in found] == [("b", False), ("c", False)]
+    assert "not available" in found[0]["actual"]
+
+
+def test_the_latest_report_is_named(tmp_path):
+    assert not health.latest_report(tmp_path / "none").ok
+    (tmp_path / "report.md").write_text("# Report")
+    assert health.latest_report(tmp_path).actual == "report.md"
