@@ -8,6 +8,7 @@ ssh is compared with the one that waits at the master, and only that one is acce
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -255,20 +256,37 @@ def install(
         "priv": target.priv or "agent-forwarding",
         "sudo": sudo,
         "ssh_options": target.options(),
+        # Not pillar=: salt-ssh 3008 then compiles the pillar anew from the one that is already compiled.
+        "grains": {"enrol": dict(enrol)},
     }
     with tempfile.TemporaryDirectory(prefix="bootstrap-") as folder:
         roster = Path(folder) / "roster"
         roster.write_text(json.dumps({minion: row}))
-        options = {"--config-dir": opts["config_dir"], "--roster-file": str(roster), "--log-file": "/dev/null"}
-        argv = [str(Path(sys.executable).with_name("salt-ssh"))]
-        argv += [f"{name}={value}" for name, value in options.items()]
-        argv += ["--out=json", "--static", "--wipe", "--log-level=error", minion, "state.apply", FORMULA]
-        argv.append("pillar=" + json.dumps({"enrol": dict(enrol)}))
+        argv = salt_ssh(opts["config_dir"], roster, minion)
+        # What the states import is a package, which salt-ssh sends only where it is named and can be imported.
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
         try:
-            done = subprocess.run(argv, capture_output=True, text=True, timeout=INSTALL_TIMEOUT, check=False)
+            done = subprocess.run(
+                argv, capture_output=True, text=True, timeout=INSTALL_TIMEOUT, check=False, env=environment
+            )
         except subprocess.TimeoutExpired as err:
             raise PlatformError(f"salt-ssh took longer than {INSTALL_TIMEOUT} s", where=target.place) from err
     return changed_states(done, minion, target.place)
+
+
+def salt_ssh(config_dir: str, roster: Path, minion: str) -> list[str]:
+    """Return the command that applies the formula to the one server in ``roster``, leaving nothing else there."""
+    options = {
+        "config-dir": config_dir,
+        "roster-file": roster,
+        "log-file": "/dev/null",
+        "log-level": "error",
+        "out": "json",
+        "thin-extra-modules": "aiplatform",
+    }
+    argv = [str(Path(sys.executable).with_name("salt-ssh")), *(f"--{name}={value}" for name, value in options.items())]
+    # Made anew each time: Salt would go on sending the package as it was when it first did.
+    return [*argv, "--thin-exclude-saltexts", "--regen-thin", "--wipe", "--static", minion, "state.apply", FORMULA]
 
 
 def changed_states(done: subprocess.CompletedProcess[str], minion: str, place: str) -> list[str]:
@@ -277,14 +295,16 @@ def changed_states(done: subprocess.CompletedProcess[str], minion: str, place: s
         states = json.loads(done.stdout)[minion]
     except (ValueError, KeyError, TypeError):
         states = None
-    rows = list(states.values()) if isinstance(states, dict) else []
-    if not rows or not all(isinstance(row, dict) and "result" in row for row in rows):
+    rows = states if isinstance(states, dict) else {}
+    if not rows or not all(isinstance(row, dict) and "result" in row for row in rows.values()):
         text = states if isinstance(states, str | list) else (done.stdout.strip() or done.stderr.strip())
         raise PlatformError("salt-ssh could not apply the formula", where=place, actual=_tail(text))
-    failed = [f"{row['__id__']}: {row['comment']}" for row in rows if row["result"] is not True]
+    # A state that Salt cannot even find has no id of its own in the answer.
+    named = {row.get("__id__", key): row for key, row in rows.items()}
+    failed = [f"{name}: {row['comment']}" for name, row in named.items() if row["result"] is not True]
     if failed:
         raise PlatformError("Installing Salt failed", where=place, actual="\n  " + "\n  ".join(failed))
-    return [row["__id__"] for row in rows if row["changes"]]
+    return [name for name, row in named.items() if row["changes"]]
 
 
 def _tail(text: object) -> str:

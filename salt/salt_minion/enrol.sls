@@ -1,4 +1,4 @@
-# What the bootstrap applies over salt-ssh: Salt, and the master that this host belongs to.
+# What the bootstrap applies over salt-ssh: Salt, and the master that this host belongs to, which it names in grains.
 include:
   - salt_minion
 
@@ -6,8 +6,8 @@ include:
   file.serialize:
     - dataset:
         id: {{ grains.id }}
-        master: {{ pillar.enrol.master }}
-        master_finger: {{ pillar.enrol.master_finger }}
+        master: {{ grains.enrol.master }}
+        master_finger: {{ grains.enrol.master_finger }}
     - serializer: yaml
     - makedirs: true
     - mode: "0644"

@@ -56,7 +56,7 @@ PACKAGES: dict[str, set[str]] = {
 }
 # Places that only one of the families has.
 FOREIGN = {"Debian 12": r"/etc/(yum|dnf|sysconfig)|/etc/pki/ca-trust", "RHEL 9": r"/etc/apt|/etc/default|bookworm"}
-# What the bootstrap adds to the pillar for its own run.
+# What the bootstrap adds to the grains for its own run.
 ENROL = {"enrol": {"master": "192.0.2.10", "master_finger": "aa:bb"}}
 
 
@@ -117,8 +117,8 @@ def compile_state(options, pillars, server):
 
     def compiler(minion, system):
         if (minion, system) not in kept:
-            grains = SYSTEMS[system] | {"id": minion, "host": minion, "fqdn": minion, "nodename": minion}
-            pillar = pillars[minion] | ENROL
+            grains = SYSTEMS[system] | {"id": minion, "host": minion, "fqdn": minion, "nodename": minion} | ENROL
+            pillar = pillars[minion]
             opts = options | {"id": minion, "grains": grains, "pillar": pillar}
             kept[minion, system] = salt.state.HighState(opts, initial_pillar=pillar)
             replace_host(kept[minion, system].state.functions)
