@@ -232,7 +232,7 @@ def install() -> str:
         release.check(archive, sha256, wanted.url)
         release.unpack(archive, _folder(wanted), sha256)
     finally:
-        archive.unlink(missing_ok=True)
+        _forget(archive)
     return str(_folder(wanted))
 
 
@@ -252,9 +252,15 @@ def _fetch(url: str, sha256: str | None = None) -> Path:
         path = __salt__["cp.cache_file"](url, source_hash=sha256)
     except SaltException as err:
         raise release.ReleaseError("The file cannot be fetched", where=url, actual=str(err)) from err
-    if not path:
+    if not path or not Path(path).is_file():
         raise release.ReleaseError("The file cannot be fetched", where=url, hint="is ollama:source right?")
     return Path(path)
+
+
+def _forget(fetched: Path) -> None:
+    """Remove a copy that Salt made; what was read where it lay (file://) is somebody else's."""
+    if fetched.is_relative_to(__opts__["cachedir"]):
+        fetched.unlink(missing_ok=True)
 
 
 def _client(instance: str) -> api.Client:
