@@ -16,7 +16,7 @@ from typing import TypeVar
 from lab import artifacts
 from lab.process import run
 from lab.settings import CHECKOUT, DEFAULT_SUBNET, FILE_PORT, LAB, REGISTRY_PORT, LabError, address
-from lab.topology import MASTER, MINIONS, Host, execute
+from lab.topology import BARE, MASTER, MINIONS, Host, execute
 
 Answer = TypeVar("Answer")
 
@@ -24,6 +24,8 @@ TARGET = "/srv/ai-platform"
 PILLAR = "/srv/pillar"
 STAMP = "/var/lib/lab"
 KEY_SECONDS = 60
+PKI = "/etc/salt/pki/master"
+AUTHORIZED = "/home/admin/.ssh/authorized_keys"
 # A change below these is seen by the master's daemons after a restart only.
 DAEMON_PARTS = ("etc/", "_utils/", "_pillar/", "_runners/", "_modules/")
 
@@ -157,11 +159,13 @@ def sync_project() -> str:
 def configure_master() -> None:
     """Point /etc/salt at the checkout's configuration, and let the checkout write its own paths."""
     execute(MASTER, "/opt/salt/bin/python", f"{TARGET}/etc/configure.py", "--pillar", PILLAR)
+    ai_server = next(host for host in MINIONS if host.name == "ai_server")
     script = f"""set -e
 mkdir -p /etc/salt
 ln -sfn {TARGET}/etc/master/master /etc/salt/master
 [ -L /etc/salt/master.d ] || {{ rm -rf /etc/salt/master.d; ln -s {TARGET}/etc/master/master.d /etc/salt/master.d; }}
-ln -sf {TARGET}/etc/systemd/salt-master.service /etc/systemd/system/salt-master.service
+cp --remove-destination {TARGET}/etc/systemd/salt-master.service /etc/systemd/system/salt-master.service
+PYTHONPATH={TARGET}/_utils /opt/salt/bin/python -m aiplatform.vault_master --address {ai_server.address}
 systemctl daemon-reload
 systemctl enable --quiet salt-master
 """
@@ -233,6 +237,36 @@ def copy_pillar() -> list[str]:
     return sorted(changes)
 
 
+# --- the operator's way into a bare server
+
+
+def ssh_fresh() -> str | None:
+    """Why the master's ssh key need not be brought to the bare server."""
+    return "the master's key is there" if master_key() and master_key() in authorized() else None
+
+
+def master_key() -> str:
+    """The public half of the master's ssh key; empty where it has none."""
+    return execute(MASTER, "cat", "/root/.ssh/id_ed25519.pub", check=False).strip()
+
+
+def authorized() -> str:
+    """The keys that may log in to the bare server."""
+    return execute(BARE, "cat", AUTHORIZED, check=False)
+
+
+def authorise() -> str:
+    """Make the master an ssh key and let it log in to the bare server, as an operator does with ssh-copy-id."""
+    if not master_key():
+        execute(
+            MASTER, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "salt_master", "-f", "/root/.ssh/id_ed25519"
+        )
+    put(BARE, {AUTHORIZED: f"{master_key()}\n".encode()}, mode=0o600)
+    execute(BARE, "chown", "-R", "admin:admin", "/home/admin/.ssh")
+    execute(BARE, "chmod", "0700", "/home/admin/.ssh")
+    return f"admin@{BARE.address}"
+
+
 # --- Salt's keys
 
 
@@ -280,13 +314,22 @@ def enrol() -> str:
     return f"{len(fingers)} keys compared and accepted"
 
 
+def fingerprint(pem: str) -> str:
+    r"""The fingerprint of a public key, as ``key.finger`` and ``master_finger`` have it.
+
+    ``salt-key --finger`` of Salt 3008 hashes the key's first and last line too, and so shows another one.
+
+    >>> fingerprint("-----BEGIN PUBLIC KEY-----\\nQQ==\\n-----END PUBLIC KEY-----\\n")[:8]
+    'ad:f2:ad'
+    """
+    lines = [line for line in pem.splitlines() if line.strip()]
+    value = hashlib.sha256("".join(f"{line}\n" for line in lines[1:-1]).encode()).hexdigest()
+    return ":".join(value[at : at + 2] for at in range(0, len(value), 2)) if len(lines) > 2 else ""
+
+
 def master_fingerprint() -> str:
     """The fingerprint of the master's public key; empty until it is made."""
-    out = execute(MASTER, "salt-key", "--finger=master.pub", "--out=json", check=False)
-    try:
-        return str(json.loads(out)["local"]["master.pub"])
-    except (ValueError, KeyError):
-        return ""
+    return fingerprint(execute(MASTER, "cat", f"{PKI}/master.pub", check=False))
 
 
 def start_minion(host: Host, master_finger: str) -> str:
@@ -327,10 +370,12 @@ def accept(host: Host, finger: str) -> None:
 
 
 def received_key(host: Host) -> tuple[str, ...]:
-    """The state and the fingerprint of the key that the master has under a minion's name; nothing if it has none."""
-    out = execute(MASTER, "salt-key", f"--finger={host.name}", "--out=json", check=False)
-    keys = json.loads(out) if out.strip().startswith("{") else {}
-    return next(((state, keys_of[host.name]) for state, keys_of in keys.items() if host.name in keys_of), ())
+    """Where the master keeps the key of this minion, and its fingerprint; nothing if it has received none."""
+    for state in ("minions", "minions_pre", "minions_denied", "minions_rejected"):
+        finger = fingerprint(execute(MASTER, "cat", f"{PKI}/{state}/{host.name}", check=False))
+        if finger:
+            return state, finger
+    return ()
 
 
 def until(read: Callable[[], Answer], failure: str) -> Answer:

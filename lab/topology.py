@@ -57,6 +57,7 @@ HOSTS = (
     Host("workstation", 50, SYSTEM, "2g", ("ssh",), minion=False),
 )
 MASTER = HOSTS[0]
+BARE = HOSTS[-1]
 MINIONS = tuple(host for host in HOSTS if host.minion)
 
 
