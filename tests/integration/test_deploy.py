@@ -1,0 +1,165 @@
+"""The deploy over a real master and three minions: order, failure, resume, lock, limit, dry run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+
+from aiplatform import wait
+
+EVERYTHING = {
+    *(("preflight", host) for host in ("ai_server", "nginx_proxy", "coredns_host")),
+    ("vault", "ai_server"),
+    ("docker", "ai_server"),
+    ("docker", "coredns_host"),
+    ("ollama", "ai_server"),
+    *(("verify", host) for host in ("ai_server", "nginx_proxy", "coredns_host")),
+}
+
+
+def results(data):
+    return {(row["step"], row["host"]): row["result"] for row in data["phases"]}
+
+
+def changed(data):
+    return {(row["host"], state) for row in data["phases"] for state in row["changed"]}
+
+
+def test_the_graph_is_followed_and_what_can_runs_side_by_side(site):
+    site.take(1)
+    data = site.deploy()
+    assert data["retcode"] == 0
+    log = site.log()
+    assert {(phase, host) for phase, host, *_ in log} == EVERYTHING
+    begin = {(phase, host): at for phase, host, what, at in log if what == "begin"}
+    end = {(phase, host): at for phase, host, what, at in log if what == "end"}
+    for before, after in (("preflight", "vault"), ("vault", "ollama"), ("ollama", "verify"), ("docker", "verify")):
+        last = max(at for (phase, _), at in end.items() if phase == before)
+        assert last <= min(at for (phase, _), at in begin.items() if phase == after), (before, after)
+    assert begin["docker", "ai_server"] < end["vault", "ai_server"]
+    assert begin["vault", "ai_server"] < end["docker", "ai_server"]
+
+
+def test_a_second_run_changes_nothing(site):
+    assert changed(site.deploy())
+    data = site.deploy()
+    assert (data["retcode"], changed(data), data["resumed"]) == (0, set(), [])
+    assert set(results(data).values()) == {"ok"}
+
+
+def test_a_dry_run_touches_nothing_and_predicts_the_changes(site):
+    predicted = site.deploy(test=True)
+    assert list((site.path / "out").iterdir()) == []
+    assert ("ai_server", "vault-file") in changed(predicted)
+    assert ("master", "vault") in changed(predicted)
+    assert changed(site.deploy()) == changed(predicted)
+    assert changed(site.deploy(test=True)) == set()
+
+
+def test_a_failure_stops_what_depends_on_it_and_is_named_and_carried_on(site):
+    site.fail("vault", "ai_server")
+    data = site.deploy()
+    assert data["retcode"] == 1
+    failure = data["failures"][0]
+    assert (failure["phase"], failure["host"], failure["state"]) == ("vault", "ai_server", "vault-work")
+    assert results(data)["docker", "coredns_host"] == "changed"
+    assert results(data)["ollama", "ai_server"] == "not run"
+    assert {phase for phase, _ in site.ran()} == {"preflight", "docker", "vault"}
+
+    site.fail("vault", "ai_server", broken=False)
+    again = site.deploy()
+    assert (again["retcode"], again["resumed"]) == (0, ["docker", "preflight"])
+    assert {phase for phase, _ in site.ran()} == {"vault", "ollama", "verify"}
+    assert site.deploy()["resumed"] == []
+
+
+def test_fresh_and_changed_inputs_start_at_the_beginning(site):
+    site.fail("verify", "nginx_proxy")
+    site.deploy()
+    site.ran()
+    assert site.deploy(fresh=True)["resumed"] == []
+    assert site.ran() == EVERYTHING
+    site.edit(preflight={"clock_skew": 31})
+    assert site.deploy()["resumed"] == []
+    assert site.ran() == EVERYTHING
+
+
+def test_limited_to_a_host_only_that_is_touched(site):
+    data = site.deploy(limit="nginx_proxy")
+    assert data["retcode"] == 0
+    assert site.ran() == {("preflight", "nginx_proxy"), ("verify", "nginx_proxy")}
+
+
+def test_narrowed_to_phases(site):
+    assert site.deploy(phases="docker,vault")["retcode"] == 0
+    assert {phase for phase, _ in site.ran()} == {"docker", "vault"}
+
+
+def test_wrong_input_is_refused_before_anything_runs(site):
+    done = site.run("ai_platform.deploy", phases="prefligt")
+    assert done.returncode == 1
+    assert "did you mean preflight?" in done.data["error"]
+    site.edit(platform={"domian": "x"}, slots={5: {"model": "untagged"}})
+    done = site.run("ai_platform.deploy")
+    assert done.returncode == 1
+    assert "platform.domian: is 'x', expected a known key" in done.data["error"]
+    assert "slots.5.model: is 'untagged', expected a model name with its tag" in done.data["error"]
+    assert site.ran() == set()
+
+
+def test_no_state_runs_on_a_wrong_pillar(site):
+    site.edit(platform={"domian": "x"})
+    done = site.master.salt_cli(timeout=60).run("state.apply", "fake.docker", minion_tgt="ai_server")
+    assert done.returncode != 0
+    assert "platform.domian" in done.stdout
+    assert site.ran() == set()
+
+
+def test_the_orchestration_alone_does_the_same(site):
+    done = site.run(
+        "state.orchestrate", "orch.deploy", pillar=json.dumps({"phases": ["docker"], "limit": ["ai_server"]})
+    )
+    assert done.returncode == 0
+    assert site.ran() == {("docker", "ai_server")}
+
+
+def test_only_one_deploy_at_a_time(site):
+    site.take(5)
+    command = site.master.salt_run_cli().cmdline("ai_platform.deploy", "phases=docker")
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+        wait.until((site.path / "log").exists, 30, what="the first deploy to begin")
+        refused = site.run("ai_platform.deploy")
+        orchestrated = site.run("state.orchestrate", "orch.deploy")
+        first.wait(60)
+    assert refused.returncode == 1
+    assert "ai_platform.deploy of user " in refused.data["error"]
+    assert f", pid {first.pid}, since " in refused.data["error"]
+    assert orchestrated.returncode != 0
+    assert "Another deploy is running" in orchestrated.stdout
+    assert first.returncode == 0
+    assert {phase for phase, _ in site.ran()} == {"docker"}
+
+
+def test_progress_is_shown_apart_from_the_data(site):
+    done = site.run("ai_platform.deploy", phases="docker")
+    assert "docker" in done.stderr
+    assert "states, 1 changed" in done.stderr
+    assert json.loads(done.stdout)["retcode"] == 0
+
+
+def test_a_minion_that_is_down_is_named_and_the_deploy_carried_on(site):
+    down = site.minions["coredns_host"]
+    down.terminate()
+    try:
+        began = time.monotonic()
+        data = site.deploy()
+        assert time.monotonic() - began < 60
+    finally:
+        down.start()
+    assert data["retcode"] == 1
+    assert [failure["host"] for failure in data["failures"]] == ["coredns_host"]
+    assert "minion coredns_host did not answer" in data["failures"][0]["reason"]
+    assert results(data)["preflight", "ai_server"] == "changed"
+    assert results(data)["vault", "ai_server"] == "not run"
+    assert site.deploy()["retcode"] == 0
