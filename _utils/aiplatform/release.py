@@ -139,5 +139,9 @@ def _extract(archive: Path, folder: Path) -> None:
     words = ["tar", "--extract", "--no-same-owner", "--file", str(archive), "--directory", str(folder)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
-        reason = done.stderr.strip().splitlines()[:1]
-        raise ReleaseError("The archive cannot be unpacked", where=str(archive), actual=" ".join(reason))
+        raise ReleaseError(
+            "The archive cannot be unpacked",
+            where=str(archive),
+            actual="; ".join(done.stderr.strip().splitlines()[:3]),
+            hint=f"{shutil.disk_usage(folder).free >> 20} MiB are free in {folder.parent}",
+        )

@@ -1,0 +1,173 @@
+"""What each instance's service is told, and the rendered units: what they must hold and what they must never hold."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import jinja2
+import pytest
+import yaml
+
+from aiplatform import instances, numa
+from aiplatform.errors import NotFoundError
+from tests.conftest import CHECKOUT
+from tests.unit.sysfs_trees import Server
+
+FILES = CHECKOUT / "salt/ollama/files"
+EXPOSURE = 3.0
+
+
+@pytest.fixture
+def settings():
+    """The defaults of the formulas concerned."""
+    loaded = {}
+    for formula in ("ollama", "models", "platform"):
+        loaded |= yaml.safe_load((CHECKOUT / f"salt/{formula}/defaults.yaml").read_text())
+    return loaded
+
+
+@pytest.fixture
+def described(settings, tmp_path):
+    """The default instances on the reference server."""
+    server = Server(sockets=2, cores_per_node=14, threads=2, interleaved=True)
+    host = numa.topology(server.build(tmp_path))
+    return instances.describe(settings, numa.plan(host, settings["ollama"]["instances"]))
+
+
+def render(template, **context):
+    text = (FILES / template).read_text()
+    return jinja2.Template(text, undefined=jinja2.StrictUndefined).render(**context)
+
+
+def units(settings, described):
+    """Both texts of each instance's unit."""
+    texts = {}
+    for name, instance in described.items():
+        directory = instances.models_dir(settings)
+        unit = render(
+            "ollama.service", name=name, unit=instance["unit"], ollama=settings["ollama"], models_dir=directory
+        )
+        texts[name] = unit + "\n" + render("override.conf", name=name, instance=instance)
+    return texts
+
+
+def test_ports_units_and_commands(described):
+    assert {name: instance["url"] for name, instance in described.items()} == {
+        "node1": "http://127.0.0.1:11434",
+        "node0": "http://127.0.0.1:11435",
+    }
+    assert described["node1"]["unit"] == "ollama.service"
+    assert described["node0"]["unit"] == "ollama-node0.service"
+    assert described["node1"]["command"] == [
+        "/usr/bin/numactl",
+        "--cpunodebind=1",
+        "/opt/ollama/current/bin/ollama",
+        "serve",
+    ]
+    assert described["node1"]["num_thread"] == 14
+
+
+def test_environment(described):
+    found = described["node1"]["environment"]
+    expected = {
+        "OLLAMA_HOST": "0.0.0.0:11434",
+        "OLLAMA_MODELS": "/mnt/ai_data/ollama_models",
+        "OLLAMA_KEEP_ALIVE": "-1",
+        "OLLAMA_FLASH_ATTENTION": "1",
+        "OLLAMA_NUM_PARALLEL": "2",
+        "OLLAMA_NOPRUNE": "1",
+        "OLLAMA_NO_CLOUD": "1",
+        "OLLAMA_LOAD_TIMEOUT": "15m",
+        "HOME": "/var/lib/ollama/node1",
+    }
+    assert expected.items() <= found.items()
+    assert described["node0"]["environment"]["OLLAMA_HOST"] == "0.0.0.0:11435"
+    # Neither protects nor binds anything: Ollama does not know them. And a quantised cache was slower on this CPU.
+    assert not {"OLLAMA_API_KEY", "OLLAMA_NUM_THREADS", "OLLAMA_KV_CACHE_TYPE"} & found.keys()
+
+
+def test_the_loaded_limit_leaves_room_beside_the_slots(settings):
+    # Three slots each, an embedding model and one incoming.
+    assert instances.loaded_limit(settings, "node1") == 5
+    settings["aliases"]["own"] = {"model": "tiny:1", "instance": "node1"}
+    settings["aliases"]["same"] = {"model": "tiny:1", "instance": "node1"}
+    assert instances.loaded_limit(settings, "node1") == 6
+    assert instances.loaded_limit(settings, "node0") == 5
+
+
+def test_further_environment_does_not_override_the_platforms(settings):
+    settings["ollama"]["environment"] = {"OLLAMA_DEBUG": "1", "OLLAMA_NOPRUNE": "0"}
+    found = instances.environment(settings, "node1")
+    assert (found["OLLAMA_DEBUG"], found["OLLAMA_NOPRUNE"]) == ("1", "1")
+
+
+@pytest.mark.parametrize(
+    ("host", "url", "bound"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:11434", "0.0.0.0:11434"),
+        ("192.0.2.7", "http://192.0.2.7:11434", "192.0.2.7:11434"),
+        ("::", "http://[::1]:11434", "[::]:11434"),
+    ],
+)
+def test_the_address_that_an_instance_listens_on(settings, host, url, bound):
+    settings["ollama"]["api_host"] = host
+    assert instances.base_url(settings, "node1") == url
+    assert instances.environment(settings, "node1")["OLLAMA_HOST"] == bound
+
+
+def test_an_unknown_instance_is_named(settings):
+    with pytest.raises(NotFoundError, match=r"'node7'.*expected: node0 or node1"):
+        instances.base_url(settings, "node7")
+
+
+def test_models_may_lie_elsewhere(settings):
+    settings["ollama"]["models_dir"] = "/srv/models"
+    assert instances.models_dir(settings) == "/srv/models"
+
+
+def test_an_unbound_instance_needs_no_numactl(settings, tmp_path):
+    host = numa.topology(Server(sockets=2).build(tmp_path))
+    binding = numa.plan(host, {"one": {"numa_node": None}})["one"]
+    assert instances.command("/opt/ollama", binding) == ["/opt/ollama/current/bin/ollama", "serve"]
+
+
+@pytest.mark.parametrize("word", ["CPUAffinity", "membind", "NUM_THREADS", "API_KEY", "localalloc"])
+def test_units_hold_nothing_that_broke_before(settings, described, word):
+    for text in units(settings, described).values():
+        assert word not in text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "LimitMEMLOCK=infinity",
+        "LimitNOFILE=65535",
+        "OOMScoreAdjust=-500",
+        "Restart=always",
+        "RestartSec=3",
+        "User=ollama",
+        "ReadWritePaths=/mnt/ai_data/ollama_models",
+    ],
+)
+def test_units_hold_what_they_must(settings, described, line):
+    for text in units(settings, described).values():
+        assert line in text.splitlines()
+
+
+def test_the_oom_score_can_be_left_alone(settings, described):
+    settings["ollama"]["oom_score_adjust"] = None
+    assert "OOMScoreAdjust" not in units(settings, described)["node1"]
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed (package systemd)")
+@pytest.mark.parametrize("gpu", [False, True])
+def test_units_are_confined(settings, described, tmp_path, gpu):
+    settings["ollama"]["gpu"] = gpu
+    for name, text in units(settings, described).items():
+        path = tmp_path / described[name]["unit"]
+        path.write_text(text)
+        limit = str(int(EXPOSURE * 10))
+        words = ["systemd-analyze", "security", "--offline=true", "--no-pager", f"--threshold={limit}", str(path)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout.splitlines()[-1] if done.stdout else done.stderr
