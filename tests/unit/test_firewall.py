@@ -1,0 +1,197 @@
+"""The firewall's rules out of the table of services, judged by a small reading of them and by nft itself."""
+
+from __future__ import annotations
+
+import copy
+import ipaddress
+import os
+import re
+import shutil
+import subprocess
+from unittest.mock import Mock
+
+import pytest
+
+from _modules import platform_firewall as module
+from _states import platform_firewall as state
+from aiplatform import firewall
+from aiplatform.errors import PlatformError
+
+SETTINGS = {
+    "platform": {
+        "master": {"address": "10.0.0.10"},
+        "hosts": {
+            "ai_server": {"address": "10.0.0.100", "roles": ["ai_server"]},
+            "nginx_proxy": {"address": "10.0.0.30", "roles": ["nginx_proxy"]},
+            "coredns_host": {"address": "fd00::29", "roles": ["coredns_host"]},
+        },
+    },
+    "firewall": {"container_interfaces": ["docker0", "br-*"]},
+    "ollama": {"instances": {"node1": {"port": 11434}, "node0": {"port": 11435}}},
+    "services": {
+        "vault": {
+            "role": "ai_server",
+            "port": 8202,
+            "scheme": "https",
+            "health": "/v1/sys/health",
+            "reach": ["master", "nginx_proxy", "coredns_host"],
+        },
+        "ollama": {
+            "role": "ai_server",
+            "each": "ollama.instances",
+            "scheme": "http",
+            "health": "/api/version",
+            "reach": ["master", "nginx_proxy", "containers"],
+        },
+        "dns": {"role": "coredns_host", "port": 53, "scheme": "udp", "health": None, "reach": ["master"]},
+        "web": {"role": "nginx_proxy", "port": 443, "scheme": "https", "health": "/", "reach": ["any"]},
+    },
+}
+
+
+def verdict(rules, port, source="10.9.9.9", interface="eth0", protocol="tcp"):
+    """What the chain decides about a new connection."""
+    for rule in rules:
+        words = rule.partition(" comment ")[0]
+        name = re.search(r'iifname "([^"]+)"', words)
+        matches = [
+            not name or (interface.startswith(name[1][:-1]) if name[1].endswith("*") else interface == name[1]),
+            "established" not in words,
+            not (found := re.search(r"(tcp|udp) dport (\d+)", words)) or found.groups() == (protocol, str(port)),
+            not (found := re.search(r"ip6? saddr \{ ([^}]+) \}", words)) or source in found[1].split(", "),
+        ]
+        if all(matches):
+            return words.split()[-1]
+    return "accept"
+
+
+@pytest.mark.parametrize(
+    ("port", "where", "expected"),
+    [
+        (8202, {"source": "10.0.0.10"}, "accept"),
+        (8202, {"source": "10.0.0.30"}, "accept"),
+        (8202, {"source": "fd00::29"}, "accept"),
+        (8202, {"source": "10.0.0.99"}, "drop"),
+        (8202, {"interface": "docker0"}, "drop"),
+        (8202, {"interface": "lo"}, "accept"),
+        (11434, {"source": "10.0.0.10"}, "accept"),
+        (11435, {"source": "10.0.0.30"}, "accept"),
+        (11434, {"source": "fd00::29"}, "drop"),
+        (11434, {"source": "172.17.0.2", "interface": "docker0"}, "accept"),
+        (11435, {"source": "172.18.0.2", "interface": "br-0123456789ab"}, "accept"),
+        (11434, {"source": "192.168.1.7"}, "drop"),
+        (22, {"source": "192.168.1.7"}, "accept"),
+        (443, {"source": "192.168.1.7"}, "accept"),
+        (53, {"protocol": "udp"}, "accept"),
+    ],
+)
+def test_who_reaches_an_ai_server(port, where, expected):
+    assert verdict(firewall.rules(SETTINGS, "ai_server"), port, **where) == expected
+
+
+def test_each_host_guards_its_own_services_only():
+    assert verdict(firewall.rules(SETTINGS, "coredns_host"), 53, protocol="udp") == "drop"
+    assert verdict(firewall.rules(SETTINGS, "coredns_host"), 53, source="10.0.0.10", protocol="udp") == "accept"
+    assert verdict(firewall.rules(SETTINGS, "coredns_host"), 11434) == "accept"
+    assert verdict(firewall.rules(SETTINGS, "nginx_proxy"), 443) == "accept"
+
+
+def test_a_host_that_the_pillar_does_not_name_has_no_rule_about_ports():
+    assert "dport" not in firewall.ruleset(SETTINGS, "stranger")
+
+
+def test_without_a_masters_address_the_master_is_not_let_in():
+    settings = copy.deepcopy(SETTINGS)
+    settings["platform"]["master"]["address"] = None
+    settings["services"]["vault"]["reach"] = ["master"]
+    assert verdict(firewall.rules(settings, "ai_server"), 8202, source="10.0.0.10") == "drop"
+
+
+def test_every_guarded_port_ends_with_a_drop():
+    rules = firewall.rules(SETTINGS, "ai_server")
+    for port in (8202, 11434, 11435):
+        assert "drop" in [rule for rule in rules if f"dport {port} " in rule][-1]
+
+
+def test_the_table_is_replaced_and_nothing_else_is_touched():
+    text = firewall.ruleset(SETTINGS, "ai_server")
+    assert "flush ruleset" not in text
+    assert text.index("add table") < text.index("delete table") < text.index("table inet ai_platform {")
+    assert set(re.findall(r"table (inet \S+|ip\S* \S+)", text)) == {"inet ai_platform"}
+    assert "policy accept" in text
+
+
+def test_the_digest_follows_the_rules():
+    text = firewall.ruleset(SETTINGS, "ai_server")
+    settings = copy.deepcopy(SETTINGS)
+    settings["platform"]["hosts"]["nginx_proxy"]["address"] = "10.0.0.31"
+    assert len(firewall.digest_of(text)) == 64
+    assert firewall.digest_of(text) == firewall.digest_of(firewall.ruleset(SETTINGS, "ai_server"))
+    assert firewall.digest_of(text) != firewall.digest_of(firewall.ruleset(settings, "ai_server"))
+    assert firewall.digest_of("table inet ai_platform { }") == ""
+
+
+def test_addresses_are_valid():
+    for found in re.findall(r"saddr \{ ([^}]+) \}", firewall.ruleset(SETTINGS, "ai_server")):
+        assert [ipaddress.ip_address(address) for address in found.split(", ")]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces are root's: run the tests as root")
+@pytest.mark.skipif(not (shutil.which("nft") and shutil.which("unshare")), reason="needs the package nftables")
+@pytest.mark.parametrize("host", ["ai_server", "coredns_host", "nginx_proxy", "stranger"])
+def test_nft_loads_it_twice_and_keeps_other_tables(tmp_path, host):
+    path = tmp_path / "rules.nft"
+    path.write_text(firewall.ruleset(SETTINGS, host))
+    steps = f"nft add table inet other && nft -c -f {path} && nft -f {path} && nft -f {path} && nft list ruleset"
+    done = subprocess.run(["unshare", "--net", "sh", "-c", steps], capture_output=True, text=True, check=False)
+    if done.returncode and "unshare" in done.stderr:
+        pytest.skip(f"no network namespace here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    assert "table inet other" in done.stdout
+    assert done.stdout.count("table inet ai_platform") == 1
+    assert firewall.digest_of(done.stdout) == firewall.digest_of(path.read_text())
+
+
+# -- module and state ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nft(monkeypatch):
+    """The module on ai_server, with an nft that the test speaks for."""
+    run = Mock(return_value={"retcode": 0, "stdout": "", "stderr": ""})
+    functions = {"cmd.run_all": run, "cmd.which": lambda name: f"/usr/sbin/{name}"}
+    monkeypatch.setattr(module, "__pillar__", SETTINGS, raising=False)
+    monkeypatch.setattr(module, "__grains__", {"id": "ai_server"}, raising=False)
+    monkeypatch.setattr(module, "__salt__", functions, raising=False)
+    return run
+
+
+def test_the_kernels_digest_is_read(nft):
+    nft.return_value = {"retcode": 0, "stdout": module.ruleset(), "stderr": ""}
+    assert module.loaded_digest() == module.digest() != ""
+    nft.return_value = {"retcode": 1, "stdout": "", "stderr": "No such file or directory"}
+    assert module.loaded_digest() == ""
+
+
+def test_a_host_without_nft_has_no_rules(nft, monkeypatch):
+    monkeypatch.setitem(module.__salt__, "cmd.which", lambda name: None)
+    assert module.loaded_digest() == ""
+
+
+def test_a_refusal_of_nft_is_an_error(nft):
+    nft.return_value = {"retcode": 1, "stdout": "", "stderr": "syntax error"}
+    with pytest.raises(PlatformError, match=r"the old ones stay; where: /x; actual: syntax error"):
+        module.load("/x")
+
+
+@pytest.mark.parametrize("test", [True, False])
+@pytest.mark.parametrize("current", ["", "old", "new"])
+def test_rules_are_loaded_where_the_kernel_has_others(monkeypatch, test, current):
+    load = Mock()
+    functions = {"platform_firewall.loaded_digest": lambda: current, "platform_firewall.load": load}
+    monkeypatch.setattr(state, "__salt__", functions, raising=False)
+    monkeypatch.setattr(state, "__opts__", {"test": test}, raising=False)
+    ret = state.loaded("/rules", "new")
+    assert bool(ret["changes"]) is (current != "new")
+    assert load.called is (current != "new" and not test)
+    assert ret["result"] is (None if test and current != "new" else True)
