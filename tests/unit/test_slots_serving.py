@@ -1,0 +1,251 @@
+"""The store's memory, and an instance brought to hold what the table says: against a small model of Ollama."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from aiplatform import slots
+from aiplatform.errors import PlatformError
+from aiplatform.ollama import ModelNotFound, normalise
+from aiplatform.serving import Serving
+from aiplatform.slots import Alias, Resident, Table
+from aiplatform.store import Store
+
+
+class Ollama:
+    """Names, manifests and runners as Ollama keeps them: a runner is known by its weights and its load options."""
+
+    def __init__(self, store: dict | None = None):
+        self.models = {} if store is None else store
+        self.runners: dict[str, dict] = {}
+        self.log: list[str] = []
+
+    def add(self, name: str, weights: str, parameters: dict | None = None, system: str = ""):
+        content = {"weights": weights * 64, "parameters": parameters or {}, "system": system}
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        self.models[normalise(name)] = {**content, "name": normalise(name), "digest": digest}
+
+    def tags(self):
+        return [{"name": one["name"], "digest": one["digest"], "size": 1} for one in self.models.values()]
+
+    def ps(self):
+        return [
+            {"name": one["name"], "digest": one["digest"], "context_length": one["options"].get("num_ctx", 4096)}
+            for one in self.runners.values()
+        ]
+
+    def show(self, name):
+        self.log.append(f"show {name}")
+        model = self._model(name)
+        return {
+            "modelfile": f"FROM /blobs/sha256-{model['weights']}",
+            "parameters": "\n".join(f"{key} {value}" for key, value in model["parameters"].items()),
+            "system": model["system"],
+            "template": "T",
+            "capabilities": ["completion"],
+            "details": {},
+        }
+
+    def digest(self, name):
+        return self._model(name)["weights"]
+
+    def create(self, name, **fields):
+        self.log.append(f"create {name}")
+        base = self._model(fields["from"])
+        parameters = {**base["parameters"], **fields["parameters"]}
+        self.add(name, base["weights"][0], parameters, fields.get("system", base["system"]))
+        yield {"status": "success"}
+
+    def delete(self, name):
+        self.log.append(f"delete {name}")
+        del self.models[normalise(name)]
+
+    def load(self, name, **_):
+        self.log.append(f"load {name}")
+        model = self._model(name)
+        options = {key: value for key, value in model["parameters"].items() if key in slots.LOAD_OPTIONS}
+        runner = self.runners.get(model["weights"])
+        if runner is None or runner["options"] != options:
+            self.runners[model["weights"]] = {
+                "name": model["name"], "digest": model["digest"], "options": options
+            }  # fmt: skip
+
+    def unload(self, name, **_):
+        self.log.append(f"unload {name}")
+        self.runners.pop(self._model(name)["weights"], None)
+
+    def _model(self, name):
+        try:
+            return self.models[normalise(name)]
+        except KeyError:
+            raise ModelNotFound(f"{name} not found") from None
+
+
+def resident(number: int, model: str, num_ctx: int = 2048, aliases=(), instance: str = "node1") -> Resident:
+    return Resident(
+        f"slot-{number}", f"slots.{number}.model", instance, model, num_ctx, 1, number, "general", None, tuple(aliases)
+    )
+
+
+@pytest.fixture
+def ollama():
+    server = Ollama()
+    for name, weights in (("a:1", "a"), ("b:1", "b"), ("c:1", "c")):
+        server.add(name, weights)
+    return server
+
+
+def serving(server: Ollama, *residents: Resident, absent=None, instance: str = "node1") -> Serving:
+    names = frozenset({"family", "coder", *(alias.name for one in residents for alias in one.aliases)})
+    return Serving(server, Store(server), Table(residents, absent or {}, names), instance, 60)
+
+
+def converged(server: Ollama, *residents: Resident, **more) -> dict:
+    """Converge and check what must hold in any case; return the changes that were predicted."""
+    predicted = serving(server, *residents, **more).differences()
+    server.log.clear()
+    serving(server, *residents, **more).converge()
+    assert serving(server, *residents, **more).differences() == {}
+    loaded = {row["digest"] for row in server.ps()}
+    wanted = {server.models[f"{one.name}:latest"]["digest"] for one in residents}
+    assert loaded == wanted
+    return predicted
+
+
+def test_empty_instance_gets_all(ollama):
+    family = Alias("family", "Be kind.")
+    predicted = converged(ollama, resident(1, "a:1", aliases=[family]), resident(2, "b:1"))
+    assert predicted.keys() == {"slot-1", "family", "slot-1 loaded", "slot-2", "slot-2 loaded"}
+    assert ollama.models["family:latest"]["system"] == "Be kind."
+    assert ollama.models["family:latest"]["parameters"] == {"num_ctx": 2048, "num_thread": 1}
+
+
+def test_second_run_only_reads(ollama):
+    wanted = [resident(1, "a:1", aliases=[Alias("family", "x")]), resident(2, "b:1")]
+    converged(ollama, *wanted)
+    ollama.log.clear()
+    serving(ollama, *wanted).converge()
+    assert not [entry for entry in ollama.log if not entry.startswith("show")]
+
+
+def test_rotation_loads_before_it_moves_the_alias_and_unloads_last(ollama):
+    coder = Alias("coder", "x")
+    converged(ollama, resident(1, "a:1"), resident(5, "b:1", aliases=[coder]))
+    converged(ollama, resident(1, "a:1"), resident(5, "c:1", aliases=[coder]))
+    steps = [entry for entry in ollama.log if not entry.startswith("show")]
+    assert steps == ["create slot-5", "load slot-5", "create coder", "unload b:1"]
+
+
+def test_swapped_slots_are_not_loaded_again(ollama):
+    converged(ollama, resident(1, "a:1"), resident(2, "b:1"))
+    converged(ollama, resident(1, "b:1"), resident(2, "a:1"))
+    assert not [entry for entry in ollama.log if entry.startswith(("load", "unload"))]
+
+
+def test_other_options_load_again(ollama):
+    converged(ollama, resident(1, "a:1"))
+    predicted = converged(ollama, resident(1, "a:1", num_ctx=4096))
+    assert predicted["slot-1"]["parameters"]["new"]["num_ctx"] == ["4096"]
+
+
+def test_a_new_system_prompt_does_not_reload(ollama):
+    converged(ollama, resident(1, "a:1", aliases=[Alias("family", "old")]))
+    converged(ollama, resident(1, "a:1", aliases=[Alias("family", "new")]))
+    assert [entry for entry in ollama.log if not entry.startswith("show")] == ["create family"]
+
+
+def test_a_runner_loaded_by_an_alias_serves_its_slot(ollama):
+    family = Alias("family", "old")
+    converged(ollama, resident(1, "a:1", aliases=[family]))
+    ollama.runners.clear()
+    ollama.load("family")
+    assert serving(ollama, resident(1, "a:1", aliases=[family])).differences() == {}
+    # Its alias changes: now it is a runner of a name that is gone, with the very weights that are wanted.
+    predicted = serving(ollama, resident(1, "a:1", aliases=[Alias("family", "new")])).differences()
+    assert predicted.keys() == {"family", "slot-1 loaded"}
+    converged(ollama, resident(1, "a:1", aliases=[Alias("family", "new")]))
+
+
+def test_an_emptied_slot_loses_its_names_and_its_model(ollama):
+    converged(ollama, resident(1, "a:1"), resident(2, "b:1", aliases=[Alias("family")]))
+    gone = {"slot-2": "node1", "family": "node1"}
+    predicted = converged(ollama, resident(1, "a:1"), absent=gone)
+    assert {"slot-2", "family"} <= predicted.keys()
+    assert not {"slot-2:latest", "family:latest"} & ollama.models.keys()
+
+
+def test_a_model_that_moved_to_the_other_instance_is_unloaded_here(ollama):
+    other = Ollama(ollama.models)
+    converged(ollama, resident(1, "a:1"), resident(2, "b:1"))
+    converged(ollama, resident(1, "a:1"), resident(2, "c:1"))
+    converged(other, resident(3, "b:1", instance="node0"), instance="node0")
+    assert {row["name"] for row in ollama.ps()} == {"slot-1:latest", "slot-2:latest"}
+
+
+def test_models_that_others_loaded_are_left_alone(ollama):
+    ollama.add("embedder:1", "e")
+    ollama.load("embedder:1")
+    serving(ollama, resident(1, "a:1")).converge()
+    assert "e" * 64 in ollama.runners
+
+
+def test_a_model_that_is_not_there_is_no_silent_pull(ollama):
+    with pytest.raises(PlatformError, match=r"z:1 is not in the store; where: slots\.1\.model"):
+        serving(ollama, resident(1, "z:1")).converge()
+
+
+def test_a_slot_that_will_not_load_is_an_error(ollama):
+    ollama.load = lambda *_, **__: None
+    with pytest.raises(PlatformError, match="slots are not as wanted"):
+        serving(ollama, resident(1, "a:1")).converge()
+
+
+def test_unload_all_reaches_runners_without_a_name(ollama):
+    converged(ollama, resident(1, "a:1"), resident(2, "b:1"))
+    ollama.add("slot-2", "c")
+    serving(ollama).unload_all()
+    assert ollama.ps() == []
+
+
+def test_everything_is_predicted_where_nothing_answers(ollama):
+    found = serving(ollama, resident(1, "a:1", aliases=[Alias("family")])).everything()
+    assert found.keys() == {"slot-1", "family", "slot-1 loaded"}
+
+
+# -- the store's memory -------------------------------------------------------------------------------------------
+
+
+def test_store_asks_once_and_remembers(ollama, tmp_path):
+    memory = tmp_path / "cache" / "store.json"
+    assert Store(ollama, memory).about("A:1")["weights"] == "a" * 64
+    ollama.log.clear()
+    assert Store(ollama, memory).about("a:1")["weights"] == "a" * 64
+    assert ollama.log == []
+    ollama.add("a:1", "f")
+    assert Store(ollama, memory).weights("a:1") == "f" * 64
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"format": 0, "models": {"x": 1}}'])
+def test_a_broken_memory_is_no_memory(ollama, tmp_path, content):
+    memory = tmp_path / "store.json"
+    memory.write_text(content)
+    assert Store(ollama, memory).weights("a:1") == "a" * 64
+
+
+def test_unknown_models_are_none(ollama):
+    store = Store(ollama)
+    assert (store.about("z:1"), store.weights("z:1"), store.digest("z:1")) == (None, None, None)
+    assert store.missing(["A:1", "z:1"]) == ["z:1"]
+
+
+def test_created_models_are_seen_after_refresh(ollama):
+    store = Store(SimpleNamespace(tags=lambda: copy.deepcopy(ollama.tags()), show=ollama.show))
+    assert store.missing(["new:1"]) == ["new:1"]
+    ollama.add("new:1", "d")
+    store.refresh()
+    assert store.missing(["new:1"]) == []
