@@ -263,7 +263,8 @@ class Bootstrap:
 
     def _unseal(self, storage_id: str) -> None:
         keys = self._keys_for(storage_id)
-        if unseal(self.anonymous(), keys, self.store):
+        # After a start or an initialisation it is sealed of course: that is part of that change.
+        if unseal(self.anonymous(), keys, self.store) and not {"restart", "vault"} & self.changes.keys():
             self.changes["seal"] = {"old": "sealed", "new": "unsealed"}
 
     # Content ---------------------------------------------------------------------------------------------------------

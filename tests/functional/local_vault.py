@@ -99,8 +99,10 @@ class LocalVault:
         if self.pid_file.exists():
             pid = int(self.pid_file.read_text())
             os.kill(pid, signal.SIGTERM)
-            until(lambda: self._gone(pid), 30, 0.05, "Vault to stop")
+            until(lambda: _gone(pid), 30, 0.05, "Vault to stop")
             self.pid_file.unlink()
+            for process in self.started:
+                process.poll()  # so that Python knows of those that ended
 
     # The host's side of the bootstrap
 
@@ -161,11 +163,10 @@ class LocalVault:
         with socket.socket() as probe:
             return probe.connect_ex((ADDRESS, self.port)) == 0
 
-    def _gone(self, pid: int) -> bool:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except FileNotFoundError:
-            return True
-        for process in self.started:
-            process.poll()
-        return state == "Z"  # also where a process of an earlier step started it
+
+def _gone(pid: int) -> bool:
+    """Whether a process ended; also one that a process of an earlier step started."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
