@@ -6,3 +6,4 @@ base:
     - ollama
     - slots
     - benchmark
+    - preflight
