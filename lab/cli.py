@@ -6,12 +6,13 @@ import argparse
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from types import FrameType
 
 from lab import artifacts, deploy, images, machine, models, status, summary, topology
 from lab.process import end_all
 from lab.settings import LabError
-from lab.steps import Step, elapsed, lock, note, run_stages
+from lab.steps import Step, elapsed, lock, note, run_steps
 
 INTERRUPTED = 130
 
@@ -70,26 +71,38 @@ def run_command(args: argparse.Namespace) -> int:
     return subprocess.run(["docker", "exec", *flags, host.container, *words], check=False).returncode
 
 
-def artifact_stage() -> list[Step]:
-    """What is downloaded or built, side by side."""
-    return [images.wheels_step(), *map(artifacts.step, artifacts.ALL), models.base_step()]
+def artifact_steps() -> list[Step]:
+    """What is downloaded, built or computed; it needs no engine and no hosts."""
+    base = models.base_step()
+    return [
+        images.wheels_step(),
+        *map(artifacts.step, artifacts.ALL),
+        base,
+        replace(models.variants_step(), needs=(base.title,)),
+    ]
+
+
+def steps(no_deploy: bool) -> list[Step]:
+    """All that ``lab up`` does."""
+    engine = Step("container engine", do=machine.start_engine, fresh=machine.engine_fresh)
+    built = artifact_steps()
+    image = replace(images.step(), needs=(engine.title, images.wheels_step().title))
+    hosts = Step("hosts", do=topology.make_hosts, fresh=topology.hosts_fresh, needs=(image.title,))
+    site = Step("site's servers", do=deploy.start_site, fresh=deploy.site_fresh, needs=(hosts.title,))
+    # The pillar carries the artifacts' hashes.
+    needs = (site.title, *(step.title for step in built))
+    checkout = Step("checkout on the master", do=deploy.sync_project, fresh=deploy.project_fresh, needs=needs)
+    push = replace(models.push_step(), needs=needs)
+    ssh = Step("ssh to the bare server", do=deploy.authorise, fresh=deploy.ssh_fresh, needs=(hosts.title,))
+    keys = Step("Salt keys", do=deploy.enrol, fresh=deploy.salt_fresh, needs=(checkout.title,))
+    last = Step("deploy", do=deploy.deploy, needs=(keys.title, push.title, ssh.title))
+    return [engine, *built, image, hosts, site, checkout, push, ssh, keys, *([] if no_deploy else [last])]
 
 
 def up(no_deploy: bool) -> int:
     """``lab up``."""
-    stages = [
-        [Step("container engine", do=machine.start_engine, fresh=machine.engine_fresh)],
-        artifact_stage(),
-        [models.variants_step(), images.step()],
-        [Step("hosts", do=topology.make_hosts, fresh=topology.hosts_fresh)],
-        [Step("site's servers", do=deploy.start_site, fresh=deploy.site_fresh)],
-        [Step("checkout on the master", do=deploy.sync_project, fresh=deploy.project_fresh), models.push_step()],
-        [Step("Salt keys", do=deploy.enrol, fresh=deploy.salt_fresh)],
-    ]
-    if not no_deploy:
-        stages.append([Step("deploy", do=deploy.deploy)])
     with lock("up"):
-        seconds = run_stages(stages)
+        seconds = run_steps(steps(no_deploy))
         print(summary.text(deployed=not no_deploy))
     print(f"The lab is up after {elapsed(seconds)}.")
     return 0
@@ -98,7 +111,7 @@ def up(no_deploy: bool) -> int:
 def get_artifacts() -> int:
     """``lab artifacts``: no engine and no hosts are needed for it."""
     with lock("artifacts"):
-        seconds = run_stages([artifact_stage(), [models.variants_step()]])
+        seconds = run_steps(artifact_steps())
     print(f"Artifacts are ready after {elapsed(seconds)}.")
     return 0
 

@@ -272,9 +272,13 @@ def authorise() -> str:
 
 def salt_fresh() -> str | None:
     """Why the minions need nothing: all of them answer, with the configuration of this checkout."""
-    if any(stamped(host, "minion") != minion_digest() for host in MINIONS):
-        return None
-    return "all minions answer" if answering() == {host.name for host in MINIONS} else None
+    return None if silent() else "all minions answer"
+
+
+def silent() -> list[Host]:
+    """The minions that do not answer, or not with the configuration of this checkout."""
+    there = answering()
+    return [host for host in MINIONS if host.name not in there or stamped(host, "minion") != minion_digest()]
 
 
 def answering() -> set[str]:
@@ -300,16 +304,16 @@ def minion_digest() -> str:
 
 
 def enrol() -> str:
-    """Start master and minions, and accept exactly the keys that the minions themselves show."""
+    """Start the master and those minions that need it, and accept exactly the keys that the minions themselves show."""
     execute(MASTER, "systemctl", "start", "salt-master")
     master_finger = until(master_fingerprint, "salt_master: Salt's master has made no key")
+    hosts = silent()
     with ThreadPoolExecutor(len(MINIONS)) as pool:
-        fingers = dict(zip(MINIONS, pool.map(lambda host: start_minion(host, master_finger), MINIONS), strict=True))
-    for host, finger in fingers.items():
-        accept(host, finger)
-    names = {host.name for host in MINIONS}
-    until(lambda: answering() == names, f"salt_master: not all of {', '.join(sorted(names))} answer")
-    for host in MINIONS:
+        fingers = dict(zip(hosts, pool.map(lambda host: start_minion(host, master_finger), hosts), strict=True))
+        list(pool.map(lambda host: accept(host, fingers[host]), hosts))
+    names = {host.name for host in hosts}
+    until(lambda: answering() >= names, f"salt_master: not all of {', '.join(sorted(names))} answer")
+    for host in hosts:
         stamp(host, "minion", minion_digest())
     return f"{len(fingers)} keys compared and accepted"
 
@@ -334,7 +338,7 @@ def master_fingerprint() -> str:
 
 def start_minion(host: Host, master_finger: str) -> str:
     """Configure and start a minion; returns the fingerprint of its key, read on the minion itself."""
-    own = {"id": host.name, "master": MASTER.address, "master_finger": master_finger}
+    own = {"id": host.name, "master": MASTER.address, "master_finger": master_finger, "acceptance_wait_time": 1}
     put(host, minion_files() | {"/etc/salt/minion.d/host.conf": (json.dumps(own) + "\n").encode()})
     # A master that was made anew has another key; the one that a minion kept would stop it.
     execute(host, "rm", "-f", "/etc/salt/pki/minion/minion_master.pub")

@@ -17,6 +17,7 @@ from lab.settings import CHECKOUT, LAB, LABEL, PREFIX, LabError, cache, folder
 from lab.steps import Step
 
 BASE = "debian:bookworm"
+BASE_TAG = f"{PREFIX}/base:bookworm"
 PULL_SECONDS = 20
 CERTIFICATES = Path("/usr/local/share/ca-certificates")
 REQUIREMENTS = CHECKOUT / "requirements" / "salt.txt"
@@ -89,13 +90,13 @@ def make() -> str:
     """Make those images that are missing; remove those that no host has any more."""
     remove_builders()
     present = docker("images", "--format", "{{.Repository}}:{{.Tag}}").split()
-    told = "Debian as it was cached"
-    if SYSTEM.tag() not in present:
+    told = f"on the {BASE_TAG} that is there"
+    if BASE_TAG not in present:
         told = base()
     for image in (SYSTEM, SALT, SITE):
         if image.tag() not in present:
             layer(image)
-    wanted = {image.tag() for image in (SYSTEM, SALT, SITE)}
+    wanted = {BASE_TAG, *(image.tag() for image in (SYSTEM, SALT, SITE))}
     for tag in present:
         if tag.startswith(f"{PREFIX}/") and tag not in wanted:
             docker("rmi", tag, check=False)
@@ -111,17 +112,16 @@ def remove_builders() -> None:
 
 def base() -> str:
     """Get a plain Debian: upstream's image where it can be pulled, else by debootstrap."""
-    tag = f"{PREFIX}/base:bookworm"
     try:
         run(["docker", "pull", "--quiet", BASE], timeout=PULL_SECONDS)
-        docker("tag", BASE, tag)
+        docker("tag", BASE, BASE_TAG)
     except LabError:
-        debootstrap(tag)
+        debootstrap()
         return f"Debian by debootstrap ({BASE} cannot be pulled)"
     return f"upstream's {BASE}"
 
 
-def debootstrap(tag: str) -> None:
+def debootstrap() -> None:
     """Make Debian's smallest system from its packages.
 
     Raises:
@@ -135,13 +135,13 @@ def debootstrap(tag: str) -> None:
     mirror = machine.debian_mirror()
     argv = ["debootstrap", "--variant=minbase", "--include=ca-certificates", "bookworm", str(tree)]
     run([*argv, *([mirror] if mirror else [])], log="image")
-    run(["sh", "-c", f"tar -C {tree} -c . | docker import - {tag}"], log="image")
+    run(["sh", "-c", f"tar -C {tree} -c . | docker import - {BASE_TAG}"], log="image")
     shutil.rmtree(tree)
 
 
 def layer(image: Image) -> None:
     """Run an image's script on the one below and keep the result."""
-    below = image.below.tag() if image.below else f"{PREFIX}/base:bookworm"
+    below = image.below.tag() if image.below else BASE_TAG
     argv = ["run", "-d", "--label", f"{LABEL}.build", "-v", f"{LAB / 'images'}:/lab:ro"]
     if image.name == "salt":
         lock_files()

@@ -6,10 +6,10 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 from lab import machine
-from lab.process import docker
-from lab.settings import LabError
+from lab.settings import LAB, LabError
 from lab.topology import HOSTS, Host, execute, listed
 
+PROBE = LAB / "probe.py"
 HEADS = ("host", "address", "state", "memory", "limit", "cpu", "disk", "services")
 
 
@@ -21,30 +21,22 @@ def table() -> str:
     """
     if not machine.engine_answers():
         raise LabError("No container engine answers: the lab is down. Raise it with: make lab")
-    containers = {item["Name"].lstrip("/"): item for item in listed()}
-    if not containers:
+    running = {item["Name"].lstrip("/"): bool(item["State"]["Running"]) for item in listed()}
+    if not running:
         raise LabError("The lab is down. Raise it with: make lab")
-    used = usage()
     with ThreadPoolExecutor(len(HOSTS)) as pool:
-        rows = list(pool.map(lambda host: row(host, host.container in containers, used.get(host.container, {})), HOSTS))
+        rows = list(pool.map(lambda host: row(host, running.get(host.container)), HOSTS))
     return text_table([list(HEADS), *rows])
 
 
-def usage() -> dict[str, dict[str, str]]:
-    """Memory and CPU of each running container, by name."""
-    lines = docker("stats", "--no-stream", "--format", "{{json .}}").splitlines()
-    return {item["Name"]: item for item in map(json.loads, lines)}
-
-
-def row(host: Host, exists: bool, used: dict[str, str]) -> list[str]:
-    """One host's cells."""
-    if not exists:
-        return [host.name, host.address, "missing", *[""] * 5]
-    if not used:
-        return [host.name, host.address, "stopped", *[""] * 5]
+def row(host: Host, running: bool | None) -> list[str]:
+    """One host's cells; ``running`` is None where there is no such container."""
+    if not running:
+        return [host.name, host.address, "missing" if running is None else "stopped", *[""] * 5]
     state = execute(host, "systemctl", "is-system-running", check=False).strip()
-    memory, _, limit = used["MemUsage"].partition(" / ")
-    return [host.name, host.address, state, memory, limit, used["CPUPerc"], disk(host), services(host)]
+    used = json.loads(execute(host, "python3", "-", stdin=PROBE.read_text()))
+    memory = f"{used['memory'] / 2**20:.0f} MiB"
+    return [host.name, host.address, state, memory, host.memory, f"{used['cpu']:.0f} %", disk(host), services(host)]
 
 
 def disk(host: Host) -> str:

@@ -8,23 +8,27 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lab.settings import CHECKOUT, LabError, folder
+
+PARALLEL = 6
 
 
 @dataclass(frozen=True)
 class Step:
     """One thing the lab does.
 
-    ``fresh`` returns why there is nothing to do, or None; ``do`` does it and returns what came of it.
+    ``fresh`` returns why there is nothing to do, or None; ``do`` does it and returns what came of it; ``needs`` are
+    the titles of the steps that come before.
     """
 
     title: str
     do: Callable[[], str]
     fresh: Callable[[], str | None] = lambda: None
+    needs: tuple[str, ...] = ()
 
 
 class Progress:
@@ -70,23 +74,29 @@ def elapsed(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
 
 
-def run_stages(stages: Sequence[Sequence[Step]]) -> float:
-    """Run stages one after the other, the steps of a stage side by side; returns the seconds.
+def run_steps(steps: Sequence[Step]) -> float:
+    """Run steps as soon as what they need is done, side by side where they can be; returns the seconds.
 
     Raises:
-        LabError: of the first step that failed; the others of its stage are waited for.
+        LabError: of the first step that failed; those under way are waited for, and no further one starts.
     """
-    progress = Progress(sum(len(stage) for stage in stages))
-    for stage in stages:
-        if len(stage) == 1:
-            progress.run(stage[0])
-            continue
-        with ThreadPoolExecutor(len(stage)) as pool:
-            futures = [pool.submit(progress.run, step) for step in stage]
-            wait(futures, return_when=FIRST_EXCEPTION)
-            errors = [error for future in futures if (error := future.exception())]
-        if errors:
-            raise errors[0]
+    progress = Progress(len(steps))
+    waiting = list(steps)
+    done: set[str] = set()
+    running: dict[Future[None], str] = {}
+    errors: list[BaseException] = []
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        while running or (waiting and not errors):
+            ready = [step for step in waiting if done.issuperset(step.needs)] if not errors else []
+            waiting = [step for step in waiting if step not in ready]
+            running |= {pool.submit(progress.run, step): step.title for step in ready}
+            if not running:
+                raise ValueError(f"steps that need what is not there: {[step.title for step in waiting]}")
+            ended, _ = wait(running, return_when=FIRST_COMPLETED)
+            errors += [error for future in ended if (error := future.exception())]
+            done |= {running.pop(future) for future in ended}
+    if errors:
+        raise errors[0]
     return time.monotonic() - progress.started
 
 
