@@ -1,0 +1,169 @@
+"""A deployed platform: it does what it is for, and deploying it again changes nothing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.lab.conftest import changed_or_failed
+
+INSTANCES = {"node1": 11434, "node0": 11435}
+STATES = {
+    "ai_server": ["preflight", "vault", "docker", "ollama", "benchmark", "models", "verify"],
+    "coredns_host": ["preflight", "docker", "verify"],
+    "nginx_proxy": ["preflight", "verify"],
+}
+
+
+@pytest.fixture(scope="module")
+def slots(master):
+    return {row["slot"]: row for row in master.runner("ai_platform.status")["slots"] if row.get("slot")}
+
+
+@pytest.fixture(scope="module")
+def selection(master):
+    return master.json(["cat", "/srv/pillar/model_selection.json"])
+
+
+def test_a_second_deploy_changes_nothing(master):
+    answer = master.runner("ai_platform.deploy")
+    assert answer["retcode"] == 0, answer["failures"]
+    assert {row["phase"]: row["changed"] for row in answer["phases"] if row["changed"]} == {}
+
+
+@pytest.mark.parametrize(("host", "state"), [(host, state) for host, states in STATES.items() for state in states])
+def test_a_state_alone_changes_nothing(master, host, state):
+    rows = master.salt(host, "state.apply", state)[host]
+    assert isinstance(rows, dict), rows
+    assert rows
+    assert changed_or_failed(rows) == {}
+
+
+@pytest.mark.parametrize("host", STATES)
+def test_the_converged_path_runs_no_command(master, host):
+    for state in STATES[host]:
+        shown = master.salt(host, "state.show_low_sls", state)[host]
+        assert [row["__id__"] for row in shown if row["state"] == "cmd"] == []
+
+
+def test_every_check_of_the_verification_passes(master):
+    answer = master.runner("ai_platform.verify")
+    assert [row for row in answer["checks"] if not row["ok"]] == []
+    assert {row["host"] for row in answer["checks"]} >= {"ai_server", "nginx_proxy", "coredns_host"}
+
+
+def test_the_orchestration_is_the_same_deploy(master):
+    done = master.run(["salt-run", "--out=json", "state.orchestrate", "orch.deploy"], timeout=300)
+    rows = next(iter(json.loads(done.stdout)["data"].values()))
+    assert [key for key, row in rows.items() if row["result"] is not True] == []
+
+
+def test_models_were_chosen_by_measuring(selection):
+    measured = (
+        {row["model"]: row for row in selection["all_metrics"].values()}
+        if isinstance(selection["all_metrics"], dict)
+        and all("model" in row for row in selection["all_metrics"].values())
+        else selection["all_metrics"]
+    )
+    assert len(measured) >= 5
+    excluded = " ".join(selection["excluded"])
+    assert "noise" in excluded, "random weights must not reach a slot"
+    chosen = [selection[key] for key in selection if key.startswith("slot") and selection[key]]
+    assert chosen
+    assert not any("noise" in name for name in chosen)
+    assert len(chosen) == len(set(chosen))
+
+
+def test_no_weights_are_in_two_slots(slots):
+    digests = [row["digest"] for row in slots.values() if row.get("digest")]
+    assert digests
+    assert len(digests) == len(set(digests))
+
+
+def test_each_filled_slot_is_loaded_and_pinned(ai_server, slots):
+    loaded = {
+        name: ai_server.json(f"curl -sf http://127.0.0.1:{port}/api/ps")["models"] for name, port in INSTANCES.items()
+    }
+    filled = [row for row in slots.values() if row.get("model")]
+    assert filled
+    assert all(row["loaded"] for row in filled)
+    for name, models in loaded.items():
+        assert len(models) == len([row for row in filled if row["instance"] == name])
+        # Pinned: Ollama gives "for ever" as a year far away.
+        assert all(int(model["expires_at"][:4]) > 2100 for model in models)
+
+
+@pytest.mark.parametrize(
+    ("alias", "instance"), [("llama-family", "node1"), ("coder-128k", "node0"), ("coder-32k", "node0")]
+)
+def test_an_alias_answers_without_a_load(ai_server, alias, instance):
+    body = json.dumps({"model": alias, "prompt": "Say hello.", "stream": False, "options": {"num_predict": 8}})
+    command = ["curl", "-sf", f"http://127.0.0.1:{INSTANCES[instance]}/api/generate", "-d", body]
+    answer = ai_server.json(command)
+    assert answer["eval_count"] > 0
+    assert answer["response"].strip()
+    assert answer["load_duration"] < 1e9, "a warm model needs no load"
+
+
+def test_runners_are_bound_as_planned(master):
+    plans = master.salt("ai_server", "numa.plan")["ai_server"]
+    for instance, plan in plans.items():
+        runners = master.salt("ai_server", "numa.residency", f"instance={instance}")["ai_server"]
+        assert runners, f"{instance} has no runner"
+        for runner in runners:
+            allowed = master_cpus(master, runner["pid"])
+            assert allowed == sorted(plan["cpus"]), runner
+
+
+def master_cpus(master, pid):
+    """The CPUs that a process of ai_server may run on."""
+    line = master.salt("ai_server", "cmd.run", f"grep Cpus_allowed_list /proc/{pid}/status")["ai_server"]
+    cpus = []
+    for part in line.split()[-1].split(","):
+        first, _, last = part.partition("-")
+        cpus += range(int(first), int(last or first) + 1)
+    return cpus
+
+
+@pytest.mark.parametrize("port", [*INSTANCES.values()])
+@pytest.mark.parametrize(
+    ("host", "reaches"), [("workstation", False), ("coredns_host", False), ("nginx_proxy", True), ("master", True)]
+)
+def test_only_those_who_need_it_reach_the_api(request, host, reaches, port):
+    command = f"curl -s -o /dev/null --connect-timeout 2 http://10.89.77.100:{port}/api/version"
+    done = request.getfixturevalue(host).run(command, check=False)
+    assert (done.returncode == 0) is reaches, done.returncode
+
+
+@pytest.mark.parametrize(("host", "reaches"), [("workstation", False), ("nginx_proxy", True), ("master", True)])
+def test_only_those_who_need_it_reach_vault(request, host, reaches):
+    command = "curl -sk -o /dev/null --connect-timeout 2 https://10.89.77.100:8202/v1/sys/health"
+    done = request.getfixturevalue(host).run(command, check=False)
+    assert (done.returncode == 0) is reaches, done.returncode
+
+
+@pytest.mark.parametrize("unit", ["ollama.service", "ollama-node0.service", "vault.service"])
+def test_a_unit_is_confined(ai_server, unit):
+    found = ai_server.run(f"systemd-analyze security --no-pager {unit} | tail -n 1").stdout
+    exposure = float(found.split("exposure level for")[1].split(":")[1].split()[0])
+    assert exposure <= 3.0, found
+
+
+def test_a_minion_reads_its_own_secret_and_no_other(master, ai_server):
+    path = "secret/ai-platform"
+    # The value itself stays on the host: only its form is looked at.
+    own = f"salt-call --out=json --local=False vault.read_secret {path}/ollama 2>/dev/null"
+    found = ai_server.run(f"{own.replace('--local=False ', '')} | grep -cE '[0-9a-f]{{64}}'").stdout
+    assert int(found) == 1
+    refused = master.run(
+        ["salt", "--out=json", "--static", "coredns_host", "vault.read_secret", f"{path}/keycloak"], check=False
+    )
+    assert "admin_password" not in refused.stdout
+
+
+def test_a_report_tells_how_the_models_were_chosen(master):
+    report = master.run("cat $(ls -t /srv/ai-platform/benchmarks/results/benchmark_*.md | head -n 1)").stdout
+    for slot in range(1, 7):
+        assert f"| {slot} " in report
+    assert "0.45" in report
