@@ -28,7 +28,7 @@ LINKS = {
 # Shell commands in states and modules: {file: why it cannot be a state}. A command costs a hundred times what a
 # state costs, and runs each time.
 SHELL: dict[str, str] = {
-    "_modules/platform_firewall.py": "nft is how the kernel's rules are read and loaded; no module of Salt does it by file",
+    "_modules/platform_firewall.py": "nft alone reads and loads the kernel's rules; Salt has no module for it",
 }
 # Where waiting is written down, once.
 SLEEPERS = {"_utils/aiplatform/wait.py"}
