@@ -119,11 +119,14 @@ def bootstrap(
     offered = ssh.scan(target)
     contact = ssh.trust(target, offered, host_key, accept_new)
     facts = inspect(target)
+    sudo, hash_type = facts["uid"] != "0", opts["hash_type"]
     with salt.key.get_key(dict(opts)) as keys:
-        own = master_fingerprint(opts)
-        changed = install(opts, target, minion, facts["uid"] != "0", {"master": master, "master_finger": own})
-        fingerprint = remote_fingerprint(target, facts["uid"] != "0", opts["hash_type"])
-        accepted = accept(keys, minion, fingerprint, opts["hash_type"])
+        # Somebody else's key under this name is found before anything is installed.
+        known_key(keys, minion, remote_fingerprint(target, sudo, hash_type), hash_type)
+        changed = install(opts, target, minion, sudo, {"master": master, "master_finger": master_fingerprint(opts)})
+        what = f"the minion's key in {MINION_KEY} on {address}"
+        fingerprint = wait.until(lambda: remote_fingerprint(target, sudo, hash_type), KEY_TIMEOUT, 1, what)
+        accepted = accept(keys, minion, fingerprint, hash_type)
     answer(opts, minion)
     done = bool(changed or accepted)
     return {
@@ -322,44 +325,51 @@ def fingerprint_of(pem: str, hash_type: str) -> str:
 
 
 def remote_fingerprint(target: ssh.Target, sudo: bool, hash_type: str) -> str:
-    """Read the minion's public key over ssh, once it has one, and return its fingerprint."""
+    """Read the minion's public key over ssh and return its fingerprint; empty where it has none yet."""
     command = [*(["sudo", "-n"] if sudo else []), "cat", MINION_KEY]
-
-    def read() -> str:
-        return fingerprint_of(ssh.run(target, command, check=False).stdout, hash_type)
-
-    return wait.until(read, KEY_TIMEOUT, interval=1, what=f"the minion's key in {MINION_KEY} on {target.host}")
+    return fingerprint_of(ssh.run(target, command, check=False).stdout, hash_type)
 
 
-def accept(keys: Keys, minion: str, fingerprint: str, hash_type: str, timeout: float = KEY_TIMEOUT) -> bool:
-    """Accept the key of ``minion`` if it is the one that the server has.
+def known_key(keys: Keys, minion: str, fingerprint: str, hash_type: str) -> str:
+    """Look the minion up among the master's keys.
 
     keys
         The master's key store.
     fingerprint
-        The fingerprint of the key that the server showed over ssh.
+        The fingerprint of the key that the server showed over ssh; empty where it has none yet.
     hash_type
         How fingerprints are made.
+
+    Returns the key's state (``minions``: accepted, ``minions_pre``: pending), empty where the master has no key of
+    that name. Raises ``PlatformError`` naming both keys where they differ, and for a rejected one.
+    """
+    for state, found in keys.key_str(minion).items():
+        if state not in ("minions", "minions_pre", "minions_rejected"):
+            continue
+        shown = fingerprint_of(found[minion], hash_type)
+        if shown != fingerprint or state == "minions_rejected":
+            raise PlatformError(
+                f"The key of {minion} at this master is "
+                + ("not the server's" if shown != fingerprint else "rejected"),
+                where=f"salt-key ({state})",
+                expected=f"{fingerprint or 'none yet'} (on the server)",
+                actual=f"{shown} (at the master)",
+                hint=f"find out who sent it; then `salt-key -d {minion}` and run this again",
+            )
+        return state
+    return ""
+
+
+def accept(keys: Keys, minion: str, fingerprint: str, hash_type: str, timeout: float = KEY_TIMEOUT) -> bool:
+    """Accept the key of ``minion`` if it is the one that the server has, see ``known_key``.
+
     timeout
         Seconds until the key must have arrived at the master.
 
-    Returns False where it was accepted before. Raises ``PlatformError`` naming both keys where they differ.
+    Returns False where it was accepted before.
     """
-
-    def status() -> list[tuple[str, str]]:
-        states = ("minions", "minions_pre", "minions_rejected")
-        return [(state, found[minion]) for state, found in keys.key_str(minion).items() if state in states]
-
-    state, pem = wait.until(status, timeout, what=f"the key of {minion} at this master")[0]
-    shown = fingerprint_of(pem, hash_type)
-    if shown != fingerprint or state == "minions_rejected":
-        raise PlatformError(
-            f"The key of {minion} at this master is " + ("not the server's" if shown != fingerprint else "rejected"),
-            where=f"salt-key ({state})",
-            expected=f"{fingerprint} (on the server)",
-            actual=f"{shown} (at the master)",
-            hint=f"find out who sent it; then `salt-key -d {minion}` and run this again",
-        )
+    what = f"the key of {minion} at this master"
+    state = wait.until(lambda: known_key(keys, minion, fingerprint, hash_type), timeout, what=what)
     if state == "minions":
         return False
     keys.accept(match_dict={"minions_pre": [minion]})

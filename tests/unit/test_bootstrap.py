@@ -258,6 +258,12 @@ def test_another_key_is_refused_and_both_are_named(status):
     assert keys.accepted == []
 
 
+def test_a_key_under_the_name_of_a_server_that_has_none_is_refused():
+    with pytest.raises(PlatformError, match=rf"none yet \(on the server\).*{THEIRS}"):
+        bootstrap.known_key(KeyStore(minions={"ai_server": pem("theirs")}), "ai_server", "", "sha256")
+    assert bootstrap.known_key(KeyStore(), "ai_server", "", "sha256") == ""
+
+
 def test_a_rejected_key_stays_rejected():
     keys = KeyStore(minions_rejected={"ai_server": pem("ours")})
     with pytest.raises(PlatformError, match="is rejected"):
