@@ -43,7 +43,7 @@ SECRETS = {
 ASSIGNED = re.compile(
     r"""(?ix)\b\w*(?:password|passwd|secret|token|api_key)["']?\s*[:=]\s*["']?([A-Za-z0-9+/_-]{16,}={0,2})["']?\s*$"""
 )
-HOME = r"/(?:root|work)/"
+HOME = r"/work/|/root/(?!\.ssh/)"  # root's keys on a host are no machine of ours
 # Package registries; written in parts so that this file does not name them.
 REGISTRIES = [
     ".".join(parts)
