@@ -24,6 +24,7 @@ TARGET = "/srv/ai-platform"
 PILLAR = "/srv/pillar"
 STAMP = "/var/lib/lab"
 KEY_SECONDS = 60
+PORTS = 2
 PKI = "/etc/salt/pki/master"
 AUTHORIZED = "/home/admin/.ssh/authorized_keys"
 # A change below these is seen by the master's daemons after a restart only.
@@ -150,6 +151,7 @@ def sync_project() -> str:
     daemon = tree_digest([name for name in names if name.startswith(DAEMON_PARTS)])
     if stamped(MASTER, "daemon") != daemon:
         execute(MASTER, "systemctl", "restart", "salt-master")
+        until(master_listens, "salt_master: Salt's master does not listen")
         stamp(MASTER, "daemon", daemon)
     stamp(MASTER, "project.files", "\n".join(names) + "\n")
     stamp(MASTER, "project", tree_digest(names))
@@ -275,6 +277,11 @@ def salt_fresh() -> str | None:
     return None if silent() else "all minions answer"
 
 
+def master_listens() -> bool:
+    """Whether the master takes requests; systemd calls it started a little before that."""
+    return execute(MASTER, "ss", "-Hltn", "sport = 4505 or sport = 4506").count("LISTEN") == PORTS
+
+
 def silent() -> list[Host]:
     """The minions that do not answer, or not with the configuration of this checkout."""
     there = answering()
@@ -283,7 +290,9 @@ def silent() -> list[Host]:
 
 def answering() -> set[str]:
     """The minions that answer the master."""
-    out = execute(MASTER, "salt", "--out=json", "--static", "-t", "5", "*", "test.ping", check=False)
+    out = execute(
+        MASTER, *["timeout", "15", "salt", "--out=json", "--static", "-t", "5", "*", "test.ping"], check=False
+    )
     try:
         return {name for name, reply in json.loads(out).items() if reply is True}
     except ValueError:
@@ -306,6 +315,7 @@ def minion_digest() -> str:
 def enrol() -> str:
     """Start the master and those minions that need it, and accept exactly the keys that the minions themselves show."""
     execute(MASTER, "systemctl", "start", "salt-master")
+    until(master_listens, "salt_master: Salt's master does not listen")
     master_finger = until(master_fingerprint, "salt_master: Salt's master has made no key")
     hosts = silent()
     with ThreadPoolExecutor(len(MINIONS)) as pool:

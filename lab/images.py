@@ -13,11 +13,12 @@ from pathlib import Path
 from aiplatform import venv
 from lab import machine
 from lab.process import docker, run
-from lab.settings import CHECKOUT, LAB, LABEL, PREFIX, LabError, cache, folder
+from lab.settings import CHECKOUT, LAB, PREFIX, LabError, cache, folder
 from lab.steps import Step
 
 BASE = "debian:bookworm"
 BASE_TAG = f"{PREFIX}/base:bookworm"
+BUILDER = f"{PREFIX}-build-"
 PULL_SECONDS = 20
 CERTIFICATES = Path("/usr/local/share/ca-certificates")
 REQUIREMENTS = CHECKOUT / "requirements" / "salt.txt"
@@ -105,7 +106,8 @@ def make() -> str:
 
 def remove_builders() -> None:
     """Remove what an interrupted run left."""
-    left = docker("ps", "-aq", "--filter", f"label={LABEL}.build").split()
+    # By name: a label would be committed into the image, and be every host's.
+    left = docker("ps", "-aq", "--filter", f"name=^{BUILDER}").split()
     if left:
         docker("rm", "-fv", *left)
 
@@ -142,7 +144,7 @@ def debootstrap() -> None:
 def layer(image: Image) -> None:
     """Run an image's script on the one below and keep the result."""
     below = image.below.tag() if image.below else BASE_TAG
-    argv = ["run", "-d", "--label", f"{LABEL}.build", "-v", f"{LAB / 'images'}:/lab:ro"]
+    argv = ["run", "-d", "--name", f"{BUILDER}{image.name}", "-v", f"{LAB / 'images'}:/lab:ro"]
     if image.name == "salt":
         lock_files()
         argv += ["-v", f"{wheels()}:/wheels:ro", "-v", f"{folder('work', 'locks')}:/locks:ro"]
