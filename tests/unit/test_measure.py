@@ -137,6 +137,9 @@ class Truth(ThreadingHTTPServer):
         self.sent: list[tuple[float, dict]] = []
         super().__init__(("127.0.0.1", 0), _Handler)
 
+    def handle_error(self, request, client_address):
+        """Clients hang up in the middle here; that is no error."""
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"

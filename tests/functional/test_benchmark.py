@@ -1,0 +1,245 @@
+"""Measured, chosen, in slots and warm: the modules against two real instances over one store, with real models."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.machinery
+import importlib.util
+import json
+import types
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+from _modules import benchmark, model_slots
+from _states import benchmark as benchmark_state
+from _states import model_slots as slots_state
+from aiplatform import choice, settings
+from lab import models
+from tests.functional.local_ollama import make_model, serving
+
+PILLAR = """
+platform: {hosts: {one: {address: 192.0.2.1, roles: [ai_server]}}}
+benchmark:
+  baseline_models: ["gemma:test", "noise-coder:1"]
+  candidate_models: []
+  num_predict: 8
+  num_ctx: 512
+  thresholds: {min_tokens_per_sec: 0.1, min_quality_score: 0}
+models: {num_ctx: 512}
+aliases: {coder-128k: {num_ctx: 512}, coder-32k: null, coder-rotate: null, llama-family: {num_ctx: 512},
+  gemma-family: null}
+"""
+GRAINS = {"cpu_model": "any", "num_cpus": 2, "mem_total": 24576}
+
+
+def add_noise(client) -> None:
+    path = models.path("noise-1.gguf")
+    if not path.exists():
+        pytest.skip(f"no weights at {path}: run `python -m lab artifacts`")
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    client.upload_blob(str(path), digest)
+    list(client.create("noise-coder:1", files={path.name: f"sha256:{digest}"}))
+
+
+@pytest.fixture(scope="module")
+def instances(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ollama")
+    (folder / "other").mkdir()
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(serving(folder))
+        second = stack.enter_context(serving(folder / "other", OLLAMA_MODELS=str(folder / "models")))
+        make_model(first, "gemma:test")
+        first.copy("gemma:test", "gemma-copy")
+        add_noise(first)
+        yield {"node1": first, "node0": second}
+
+
+@pytest.fixture(scope="module")
+def host(instances, checkout, tmp_path_factory):
+    """The modules and states, bound to a host that has these instances."""
+    folder = tmp_path_factory.mktemp("host")
+    pillar = settings.effective(yaml.safe_load(PILLAR), checkout / "salt")
+    pillar |= {"selection": {}}
+    pillar["benchmark"]["state_dir"] = str(folder / "state")
+    pillar["ollama"]["api_host"] = "127.0.0.1"
+    for name, client in instances.items():
+        pillar["ollama"]["instances"][name]["port"] = urlsplit(client.base_url).port
+    suite = (checkout / "benchmarks/models/suite.yaml").read_text()
+    threads = {name: {"num_thread": 1} for name in instances}
+    called = {
+        "numa.plan": lambda: threads,
+        "cp.get_file_str": lambda _: suite,
+        "service.available": lambda _: False,
+    }
+    opts = {"test": False, "file_client": "local", "cachedir": str(folder)}
+    for module in (benchmark, model_slots, benchmark_state, slots_state):
+        vars(module).update(__pillar__=pillar, __salt__=called, __opts__=opts, __grains__=GRAINS)
+    for name, module in (("benchmark", benchmark), ("model_slots", model_slots)):
+        functions = {key: value for key, value in vars(module).items() if isinstance(value, types.FunctionType)}
+        called |= {f"{name}.{key}": function for key, function in functions.items() if not key.startswith("_")}
+    return types.SimpleNamespace(pillar=pillar, opts=opts, folder=folder)
+
+
+@pytest.fixture
+def dry(host):
+    host.opts["test"] = True
+    yield host
+    host.opts["test"] = False
+
+
+def chosen(host) -> dict:
+    return choice.choose(host.pillar["selection"], {"one": benchmark.results()}, host.pillar["benchmark"])
+
+
+def test_a_dry_run_asks_no_model(dry, instances):
+    state = benchmark_state.measured("all")
+    assert state["result"] is None
+    assert state["changes"] == {
+        "gemma:test": "to be measured on node1", "noise-coder:1": "to be measured on node0"
+    }  # fmt: skip
+    assert [client.ps() for client in instances.values()] == [[], []]
+
+
+def test_models_are_measured_once(host, instances):
+    state = benchmark_state.measured("all")
+    assert state["result"] is True, state["comment"]
+    figures = state["changes"]
+    assert figures["gemma:test"]["instance"] == "node1"
+    assert figures["noise-coder:1"]["instance"] == "node0"
+    assert figures["gemma:test"]["tokens_per_second"] > 0.5
+    assert 0 < figures["gemma:test"]["ttft_ms"] < 9999
+    assert [client.ps() for client in instances.values()] == [[], []]
+    assert benchmark_state.measured("all")["changes"] == {}
+    assert benchmark.results()["skipped"] == {
+        "gemma-copy:latest": f"same weights as gemma:test (sha256:{models.BASE_SHA256[:12]})"
+    }  # fmt: skip
+
+
+def test_nothing_to_measure_touches_nothing(host, instances):
+    before = instances["node1"].load("gemma:test") or instances["node1"].ps()
+    assert benchmark.measure() == {}
+    assert instances["node1"].ps() == before
+    instances["node1"].unload("gemma:test")
+
+
+def test_answers_are_kept_and_the_same_again(host):
+    path = host.folder / "state" / "results.json"
+    before = json.loads(path.read_text())[models.BASE_SHA256]
+    benchmark.measure(models=["gemma:test"], fresh=True)
+    after = json.loads(path.read_text())[models.BASE_SHA256]
+    texts = [{name: sample["text"] for name, sample in record["samples"].items()} for record in (before, after)]
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 7
+
+
+def test_other_conditions_are_measured_again(host):
+    host.pillar["benchmark"]["num_predict"] = 9
+    assert set(benchmark.plan()["measure"]) == {"gemma:test", "noise-coder:1"}
+    host.pillar["benchmark"]["num_predict"] = 8
+    assert benchmark.plan()["measure"] == {}
+
+
+def test_a_kept_selection_spares_a_new_host_the_measuring(host):
+    host.pillar["selection"] = chosen(host)
+    kept = host.folder / "state" / "results.json"
+    aside = kept.rename(kept.with_suffix(".aside"))
+    assert benchmark.plan()["measure"] == {}
+    aside.rename(kept)
+
+
+def test_without_a_selection_the_slots_say_so(host, dry):
+    host.pillar["selection"] = {}
+    assert slots_state.served("node1")["result"] is None
+    host.opts["test"] = False
+    state = slots_state.served("node1")
+    assert state["result"] is False
+    assert "run the benchmark phase" in state["comment"]
+
+
+def test_slots_are_served_as_predicted_and_stay_so(host, instances):
+    host.pillar["selection"] = chosen(host)
+    for name in instances:
+        host.opts["test"] = True
+        predicted = slots_state.served(name)
+        host.opts["test"] = False
+        state = slots_state.served(name)
+        assert predicted["result"] is None
+        assert state["result"] is True, state["comment"]
+        assert state["changes"] == predicted["changes"] != {}
+        assert slots_state.served(name)["changes"] == {}
+    rows = {row["name"]: row for row in model_slots.status()}
+    assert rows["slot-1"].items() >= {"model": "gemma:test", "loaded": True, "context": 512}.items()
+    assert rows["slot-3"].items() >= {"model": "noise-coder:1", "instance": "node0", "loaded": True}.items()
+
+
+@pytest.mark.parametrize("alias", ["slot-1", "llama-family"])
+def test_a_client_that_calls_an_alias_reloads_nothing(host, instances, alias):
+    before = instances["node1"].ps()
+    chunks = list(instances["node1"].generate(alias, "Say hello.", options={"num_predict": 4}))
+    assert chunks[-1].data["load_duration"] < 1_000_000_000
+    assert [row["digest"] for row in instances["node1"].ps()] == [row["digest"] for row in before]
+    assert model_slots.differences("node1") == {}
+
+
+def test_an_edit_of_the_context_is_served(host, instances):
+    host.pillar["aliases"]["llama-family"]["num_ctx"] = 768
+    assert slots_state.served("node1")["result"] is True
+    assert [row["context_length"] for row in instances["node1"].ps()] == [768]
+    assert slots_state.served("node1")["changes"] == {}
+
+
+def test_the_same_weights_in_two_slots_are_refused(host, instances):
+    host.pillar["slots"][5]["model"] = "gemma-copy:latest"
+    state = slots_state.served("node1")
+    host.pillar["slots"][5]["model"] = None
+    assert state["result"] is False
+    assert "slots.5.model: is 'gemma-copy:latest', expected a model of its own" in state["comment"]
+
+
+# -- the program that warms up at boot ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def warmup(checkout, tmp_path):
+    loader = importlib.machinery.SourceFileLoader("warmup", str(checkout / "salt/models/files/ollama-warmup"))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("warmup", loader))
+    loader.exec_module(module)
+
+    def run(content: dict, monkeypatch) -> int:
+        path = tmp_path / "warmup.json"
+        path.write_text(json.dumps(content))
+        monkeypatch.setattr("sys.argv", ["ollama-warmup", str(path)])
+        return module.main()
+
+    return run
+
+
+def test_warmup_loads_what_the_state_wants(host, instances, warmup, monkeypatch):
+    model_slots.unload_all("node1")
+    assert "slot-1 loaded" in model_slots.differences("node1")
+    assert warmup(model_slots.warmup_settings("node1"), monkeypatch) == 0
+    assert model_slots.differences("node1") == {}
+
+
+@pytest.mark.parametrize(
+    ("edit", "text"),
+    [
+        ({"name": "slot-9"}, "slot-9 (gemma:test): not among the loaded models"),
+        ({"num_ctx": 1024}, "slot-1 (gemma:test): not among the loaded models"),
+    ],
+)
+def test_warmup_fails_where_a_slot_is_not_loaded(host, instances, warmup, monkeypatch, capsys, edit, text):
+    content = model_slots.warmup_settings("node1")
+    content["models"][0] |= {"aliases": []} | edit
+    assert warmup(content, monkeypatch) == 1
+    assert text in capsys.readouterr().err
+
+
+def test_warmup_waits_no_longer_than_it_may(host, warmup, monkeypatch, capsys):
+    content = model_slots.warmup_settings("node1") | {"url": "http://127.0.0.1:9", "wait_seconds": 0.2}
+    assert warmup(content, monkeypatch) == 1
+    assert "no answer within 0.2 s" in capsys.readouterr().err
