@@ -6,6 +6,7 @@ says what to do next.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,23 @@ def models_dir() -> str:
         salt ai_server ollama.models_dir
     """
     return described.models_dir(__pillar__)
+
+
+def retire(unit: str) -> bool:
+    """Stop and disable an instance's unit and remove its files. Its models stay in the store.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server ollama.retire ollama-node0.service
+    """
+    __salt__["service.stop"](unit)
+    __salt__["service.disable"](unit)
+    (described.UNITS / unit).unlink(missing_ok=True)
+    shutil.rmtree(described.UNITS / f"{unit}.d", ignore_errors=True)
+    __salt__["service.systemctl_reload"]()
+    return True
 
 
 def version(instance: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from aiplatform import instances, tuning, wait
 from aiplatform import ollama as api
-from aiplatform import tuning, wait
 from aiplatform.errors import PlatformError
 from aiplatform.states import converge
 
@@ -53,6 +53,26 @@ def ready(name: str, url: str, version: str, timeout: float = 120) -> dict[str, 
     if __opts__["test"]:
         return converge(name, dict, dict, True) | {"comment": f"A real run waits for {url}"}
     return converge(name, plan=lambda: _await_version(url, version, timeout), apply=dict, test=False)
+
+
+def no_other_instances(name: str, units: list[str]) -> dict[str, Any]:
+    """Instances that pillar has no more are stopped and their units removed; their models stay in the store.
+
+    units
+        The units of the instances that there should be.
+
+    .. code-block:: yaml
+
+        ollama-retired:
+          ollama.no_other_instances:
+            - units: [ollama.service, ollama-node0.service]
+    """
+    return converge(
+        name,
+        plan=lambda: {unit: {"old": "present", "new": "absent"} for unit in instances.retired(units)},
+        apply=lambda: [__salt__["ollama.retire"](unit) for unit in instances.retired(units)],
+        test=__opts__["test"],
+    )
 
 
 def host_tuned(name: str, settings: dict[str, Any]) -> dict[str, Any]:

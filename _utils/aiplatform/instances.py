@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import PurePosixPath
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from aiplatform.errors import NotFoundError
@@ -13,6 +13,9 @@ Settings = Mapping[str, Any]
 
 # Besides the slots' models: an embedding model, and one that is being loaded to take another's place.
 SPARE_PLACES = 2
+# How the platform's own units begin; others' are never touched.
+MARK = "# One instance of Ollama;"
+UNITS = Path("/etc/systemd/system")
 
 
 def models_dir(settings: Settings) -> str:
@@ -91,6 +94,16 @@ def describe(settings: Settings, bindings: Mapping[str, Binding]) -> dict[str, d
         }
         for name, binding in bindings.items()
     }
+
+
+def retired(wanted: Collection[str], units: Path | None = None) -> list[str]:
+    """Return the units of instances that the pillar has no more.
+
+    wanted
+        The units of those that it has.
+    """
+    found = [path for path in sorted((units or UNITS).glob("*.service")) if path.is_file() and path.name not in wanted]
+    return [path.name for path in found if path.read_text(encoding="utf-8", errors="replace").startswith(MARK)]
 
 
 def warnings(described: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -100,6 +100,11 @@ ollama-tuning-unit:
 ollama-tuning:
   ollama.host_tuned:
     - settings: {{ ollama.tuning | json }}
+
+# Before the others start: one that is gone may hold a port that another was given.
+ollama-retired:
+  ollama.no_other_instances:
+    - units: {{ instances.values() | map(attribute="unit") | list | json }}
 {% for name, instance in instances.items() %}
 ollama-{{ name }}-unit:
   file.managed:
@@ -130,6 +135,7 @@ ollama-{{ name }}:
     - require:
       - file: ollama-models-dir
       - ollama: ollama-tuning
+      - ollama: ollama-retired
       - platform_firewall: firewall-loaded
   ollama.ready:
     - name: {{ name }}

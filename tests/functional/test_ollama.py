@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import http.server
 import json
+import re
 import threading
 
 import pytest
 
 from _modules import ollama as module
 from _states import ollama as state
-from aiplatform import numa, ollama
+from aiplatform import instances, numa, ollama
+from aiplatform.settings import read_yaml
 from lab import models
+from tests.conftest import CHECKOUT
 from tests.functional.local_ollama import free_port, make_model, serving, weights
 
 
@@ -22,6 +25,23 @@ def client(tmp_path_factory):
     with serving(tmp_path_factory.mktemp("ollama")) as client:
         make_model(client, "gemma:test")
         yield client
+
+
+def test_this_ollama_knows_every_setting_that_the_units_give_it(tmp_path):
+    settings = {}
+    for formula in ("ollama", "models", "platform"):
+        settings |= read_yaml(CHECKOUT / f"salt/{formula}/defaults.yaml")
+    given = instances.environment(settings, "node1") | {"OLLAMA_MODELS": str(tmp_path / "models")}
+    given = {key: value for key, value in given.items() if key not in ("HOME", "OLLAMA_HOST")}
+    with serving(tmp_path, **given):
+        log = (tmp_path / "ollama.log").read_text()
+    heard = dict(re.findall(r"(OLLAMA_\w+):(\S*)", log))
+    assert given.keys() <= heard.keys()
+    switches = ("OLLAMA_NOPRUNE", "OLLAMA_NO_CLOUD", "OLLAMA_FLASH_ATTENTION")
+    assert {heard[key] for key in switches} == {"true"}
+    assert (heard["OLLAMA_NUM_PARALLEL"], heard["OLLAMA_MAX_LOADED_MODELS"]) == ("2", "5")
+    assert heard["OLLAMA_LOAD_TIMEOUT"] == "15m0s"
+    assert heard["OLLAMA_KEEP_ALIVE"].startswith("25620")  # hours: for ever
 
 
 def test_version_tags_and_show(client):

@@ -171,3 +171,12 @@ def test_units_are_confined(settings, described, tmp_path, gpu):
         words = ["systemd-analyze", "security", "--offline=true", "--no-pager", f"--threshold={limit}", str(path)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout.splitlines()[-1] if done.stdout else done.stderr
+
+
+def test_instances_that_are_gone_are_known_by_their_mark(settings, described, tmp_path):
+    for name, text in units(settings, described).items():
+        (tmp_path / described[name]["unit"]).write_text(text)
+    (tmp_path / "ollama-vendor.service").write_text("[Unit]\nDescription=Ollama Service\n")
+    (tmp_path / "folder.service").mkdir()
+    assert instances.retired(["ollama.service", "ollama-node0.service"], tmp_path) == []
+    assert instances.retired(["ollama.service"], tmp_path) == ["ollama-node0.service"]

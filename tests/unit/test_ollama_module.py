@@ -13,7 +13,7 @@ from salt.exceptions import MinionError
 from _modules import numa as numa_module
 from _modules import ollama as module
 from _states import ollama as state
-from aiplatform import numa, release
+from aiplatform import instances, numa, release
 from aiplatform.errors import NotFoundError
 from tests.unit.sysfs_trees import Server, write
 
@@ -113,6 +113,26 @@ def test_a_dry_run_does_not_wait_for_an_instance(monkeypatch):
     monkeypatch.setattr(state, "__opts__", {"test": True}, raising=False)
     ret = state.ready("node1", "http://127.0.0.1:9", "1.0.0")
     assert (ret["result"], ret["changes"]) == (True, {})
+
+
+@pytest.mark.parametrize("test", [True, False])
+def test_an_instance_that_is_gone_is_stopped_and_removed(monkeypatch, tmp_path, test):
+    gone, kept = tmp_path / "gone.service", tmp_path / "kept.service"
+    for path in (gone, kept):
+        path.write_text(f"{instances.MARK} x\n")
+    write(tmp_path / "gone.service.d/override.conf", "")
+    calls = Mock()
+    functions = {f"service.{name}": getattr(calls, name) for name in ("stop", "disable", "systemctl_reload")}
+    monkeypatch.setattr(module, "__salt__", functions, raising=False)
+    monkeypatch.setattr(state, "__salt__", {"ollama.retire": module.retire}, raising=False)
+    monkeypatch.setattr(state, "__opts__", {"test": test}, raising=False)
+    monkeypatch.setattr(instances, "UNITS", tmp_path)
+    ret = state.no_other_instances("instances", ["kept.service"])
+    assert ret["changes"] == {"gone.service": {"old": "present", "new": "absent"}}
+    assert gone.exists() is test
+    assert kept.exists()
+    assert [call[0] for call in calls.mock_calls] == ([] if test else ["stop", "disable", "systemctl_reload"])
+    assert (tmp_path / "gone.service.d").exists() is test
 
 
 # -- numa ---------------------------------------------------------------------------------------------------------
