@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from aiplatform import tables
+
 
 def runner(name: str, **kwargs: Any) -> dict[str, Any]:
     """Call a runner function that reports its changes, in a dry run too.
@@ -19,7 +21,8 @@ def runner(name: str, **kwargs: Any) -> dict[str, Any]:
             - name: vault_server.bootstrap
             - require: [vault]
     """
-    out = __salt__["saltutil.runner"](name, full_return=True, test=bool(__opts__["test"]), **kwargs)
+    with tables.silent():
+        out = __salt__["saltutil.runner"](name, full_return=True, test=bool(__opts__["test"]), **kwargs)
     return _state(name, out.get("return", out), bool(__opts__["test"]))
 
 

@@ -169,7 +169,9 @@ def compile_pillar(opts: Mapping[str, Any], minion_id: str | None = None) -> Set
     import salt.pillar
 
     # The pillar's files use no grains: who sees what is decided by the minion's id and its roles alone.
-    compiler = salt.pillar.Pillar(dict(opts), {}, minion_id or opts["id"], opts.get("saltenv") or "base")
+    # Inside an orchestration the options carry its own pillar, which must not count as written by the operator.
+    clean = {key: value for key, value in opts.items() if key != "pillar"}
+    compiler = salt.pillar.Pillar(clean, {}, minion_id or opts["id"], opts.get("saltenv") or "base")
     try:
         return cast("Settings", compiler.compile_pillar())
     finally:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+_silent: list[bool] = []
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -30,12 +33,22 @@ def answer(opts: Mapping[str, Any], data: Mapping[str, Any], text: str) -> dict[
     text
         The same for people; left out where the caller chose an outputter (``--out=json``).
     """
-    if opts.get("output") or opts.get("quiet") or "fun" not in opts:
+    if _silent or opts.get("output") or opts.get("quiet") or "fun" not in opts:
         return dict(data)
     sys.stdout.write(f"{text.rstrip()}\n")
     sys.stdout.flush()
     # _output/quiet.py prints nothing more; salt-run still takes its exit code from the data.
     return {"outputter": "quiet", "data": dict(data)}
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Let the runners that the body calls give their data without showing a text."""
+    _silent.append(True)
+    try:
+        yield
+    finally:
+        _silent.pop()
 
 
 def hush() -> None:

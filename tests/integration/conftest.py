@@ -49,8 +49,11 @@ echo "changed=no"
 RUNNER = """\
 from pathlib import Path
 
+from aiplatform import settings
+
 
 def bootstrap(test=False):
+    assert settings.load(__opts__)["platform"]["hosts"]
     done = Path("{site}/out/bootstrap")
     changes = {{}} if done.exists() else {{"vault": "initialised"}}
     if changes and not test:

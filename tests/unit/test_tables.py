@@ -25,3 +25,11 @@ def test_a_program_gets_nothing_but_data(capsys):
     assert tables.answer({"fun": "x", "output": "json"}, {"retcode": 1}, "a table") == {"retcode": 1}
     assert tables.answer({}, {"retcode": 1}, "a table") == {"retcode": 1}
     assert capsys.readouterr().out == ""
+
+
+def test_a_runner_inside_another_stays_silent(capsys):
+    with tables.silent():
+        assert tables.answer({"fun": "x"}, {"retcode": 0}, "a table") == {"retcode": 0}
+    assert capsys.readouterr().out == ""
+    tables.answer({"fun": "x"}, {"retcode": 0}, "a table")
+    assert capsys.readouterr().out
