@@ -71,8 +71,11 @@ def bootstrap(test: bool = False) -> dict[str, Any]:
     return _reported(converge("vault", plan=lambda: _bootstrap(test).run(), apply=dict, test=test))
 
 
-def unseal() -> dict[str, Any]:
+def unseal(automatic: bool = False) -> dict[str, Any]:
     """Unseal Vault with the stored key shares.
+
+    automatic
+        Set by the reactor: leave Vault sealed where pillar ``vault:auto_unseal`` is false.
 
     CLI Example:
 
@@ -80,18 +83,20 @@ def unseal() -> dict[str, Any]:
 
         salt-run vault_server.unseal
     """
+    return _reported(converge("vault", plan=lambda: _unseal(automatic), apply=dict, test=False))
 
-    def plan() -> dict[str, Any]:
-        pillar = _settings()
-        store = KeyStore(pillar["vault"]["key_store"])
-        keys = store.read(KEYS)
-        if keys is None:
-            raise PlatformError("There are no keys to unseal Vault with", where=str(store.path / KEYS))
-        client = vault.connect(_url(pillar), str(store.path / vault_master.AUTHORITY))
-        sealed = vault_bootstrap.unseal(client, keys, store)
-        return {"seal": {"old": "sealed", "new": "unsealed"}} if sealed else {}
 
-    return _reported(converge("vault", plan=plan, apply=dict, test=False))
+def _unseal(automatic: bool) -> dict[str, Any]:
+    pillar = _settings()
+    if automatic and not pillar["vault"]["auto_unseal"]:
+        return {}
+    store = KeyStore(pillar["vault"]["key_store"])
+    keys = store.read(KEYS)
+    if keys is None:
+        raise PlatformError("There are no keys to unseal Vault with", where=str(store.path / KEYS))
+    client = vault.connect(_url(pillar), str(store.path / vault_master.AUTHORITY))
+    sealed = vault_bootstrap.unseal(client, keys, store)
+    return {"seal": {"old": "sealed", "new": "unsealed"}} if sealed else {}
 
 
 def status() -> dict[str, Any]:

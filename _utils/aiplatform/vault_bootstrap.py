@@ -340,12 +340,19 @@ class Bootstrap:
 
 
 def unseal(client: hvac.Client, keys: Mapping[str, Any], store: KeyStore) -> bool:
-    """Unseal Vault with the stored keys. Returns whether it had been sealed.
+    """Unseal Vault with the stored keys, and wait until it serves. Returns whether it had been sealed.
 
     Raises ``PlatformError`` where the shares are encrypted to people or are not this Vault's.
     """
-    if not vault.seal(client).sealed:
-        return False
+    sealed = vault.seal(client).sealed
+    if sealed:
+        _submit(client, keys, store)
+    # Unsealed by us or by another a moment ago: a raft node needs a moment to lead, and refuses requests until then.
+    until(lambda: _active(client), START_SECONDS, 0.2, "Vault to become active")
+    return sealed
+
+
+def _submit(client: hvac.Client, keys: Mapping[str, Any], store: KeyStore) -> None:
     if keys.get("encrypted"):
         raise PlatformError(
             "Vault is sealed, and its key shares are encrypted to people",
@@ -365,11 +372,9 @@ def unseal(client: hvac.Client, keys: Mapping[str, Any], store: KeyStore) -> boo
         ) from err
     if state.sealed:
         raise PlatformError("Vault stays sealed after the stored key shares", where=client.url)
-    # A raft node needs a moment to lead; until then it refuses requests.
-    until(lambda: _active(client), START_SECONDS, 0.2, "Vault to become active")
-    return True
 
 
 def _active(client: hvac.Client) -> bool:
-    reply = client.sys.read_health_status(method="GET")
+    with vault.reported("asking for its health", client.url):
+        reply = client.sys.read_health_status(method="GET")
     return bool(getattr(reply, "status_code", 200) == 200)

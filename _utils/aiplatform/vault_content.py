@@ -60,9 +60,13 @@ def secrets(client: hvac.Client, wanted: Wanted, test: bool) -> Changes:
 
 
 def register_login(client: hvac.Client, secret_id: str) -> None:
-    """Make ``secret_id`` a login of the master's role."""
+    """Make ``secret_id`` the only login of the master's role; whoever holds an older one is out."""
     with reported("registering the master's login", client.url):
-        client.auth.approle.create_custom_secret_id(MASTER_ROLE, secret_id, mount_point=MASTER_MOUNT)
+        approle = client.auth.approle
+        made = approle.create_custom_secret_id(MASTER_ROLE, secret_id, mount_point=MASTER_MOUNT)
+        accessors = approle.list_secret_id_accessors(MASTER_ROLE, mount_point=MASTER_MOUNT)["data"]["keys"]
+        for accessor in set(accessors) - {made["data"]["secret_id_accessor"]}:
+            approle.destroy_secret_id_accessor(MASTER_ROLE, accessor, mount_point=MASTER_MOUNT)
 
 
 def _fill(client: hvac.Client, mount: str, path: str, keys: Mapping[str, str], test: bool) -> list[str]:

@@ -56,6 +56,7 @@ class LocalVault:
         self.tls = folder / "tls"
         self.data = folder / "vault" / "data"
         self.pid_file = folder / "pid"
+        self.login = dict(LOGIN)
         self.started: list[subprocess.Popen] = []  # kept, so that Python does not warn of them
         self.port = two_free_ports()
         self.store = KeyStore(folder / "keys")
@@ -101,8 +102,9 @@ class LocalVault:
             os.kill(pid, signal.SIGTERM)
             until(lambda: _gone(pid), 30, 0.05, "Vault to stop")
             self.pid_file.unlink()
-            for process in self.started:
-                process.poll()  # so that Python knows of those that ended
+        for process in self.started:
+            process.wait(10)  # each of them has been told to end, here or by a process of an earlier step
+        self.started.clear()
 
     # The host's side of the bootstrap
 
@@ -132,7 +134,7 @@ class LocalVault:
             url=self.url,
             names=vault_policy.certificate_names(self.platform, MINION),
             store=self.store,
-            login=LOGIN,
+            login=self.login,
             settings=pillar,
             wanted=vault_policy.wanted(self.platform, pillar),
             host=self,
@@ -143,7 +145,7 @@ class LocalVault:
         return vault.connect(self.url, str(self.store.path / "ca.pem"), token)
 
     def master(self):
-        return vault.log_in(self.url, str(self.store.path / "ca.pem"), *LOGIN.values(), mount="approle")
+        return vault.log_in(self.url, str(self.store.path / "ca.pem"), *self.login.values(), mount="approle")
 
     def version(self, path: str) -> int:
         """How often the secret at ``path`` was written."""

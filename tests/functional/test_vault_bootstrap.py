@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import signal
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from hvac.exceptions import Forbidden
 
 from aiplatform import vault, vault_bootstrap, vault_content, vault_keys
 from aiplatform.errors import PlatformError
+from aiplatform.wait import until
 from tests.functional.local_vault import LOGIN, LocalVault, binary
 
 GENERATED = ("ollama", "keycloak", "openwebui", "vault-oidc", "databases")
@@ -207,6 +210,59 @@ def test_several_shares(fresh):
     # Somebody began to unseal with a share and left.
     fresh.client().sys.submit_unseal_key(fresh.keys()["keys"][4])
     assert vault_bootstrap.unseal(fresh.client(), fresh.keys(), fresh.store) is True
+
+
+def test_a_new_login_of_the_master_ends_the_old_one(fresh):
+    fresh.bootstrap().run()
+    fresh.login["secret_id"] = "6" * 64
+    assert fresh.bootstrap(test=True).run() == fresh.bootstrap().run()
+    assert fresh.bootstrap().run() == {}
+    fresh.login["secret_id"] = LOGIN["secret_id"]
+    assert fresh.master() is None
+
+
+@pytest.fixture
+def person(tmp_path):
+    """Somebody with a PGP key: ``public`` (base64) and ``decrypt``."""
+    if not shutil.which("gpg"):
+        pytest.skip("no gpg: install gnupg")
+    home = tmp_path / "gnupg"
+    home.mkdir(mode=0o700)
+
+    def gpg(*args, content=b""):
+        argv = ["gpg", "--homedir", home, "--batch", "--passphrase", "", "--pinentry-mode", "loopback", *args]
+        return subprocess.run(argv, input=content, capture_output=True, check=True).stdout
+
+    gpg("--quick-gen-key", "owner@acme.test", "default", "default", "never")
+    yield (
+        base64.b64encode(gpg("--export", "owner@acme.test")).decode(),
+        lambda share: gpg("--decrypt", content=base64.b64decode(share)).decode(),
+    )
+    subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=False)
+
+
+def test_shares_that_people_hold(fresh, person):
+    public, decrypt = person
+    pillar = {"pgp_keys": [public]}
+    with pytest.raises(PlatformError, match=r"encrypted to people.*vault operator unseal"):
+        fresh.bootstrap(**pillar).run()
+    # The shares are base64 of an encrypted message; its content is the share in hex.
+    share = decrypt(fresh.keys()["keys"][0])
+    fresh.client().sys.submit_unseal_key(share)
+    until(lambda: not vault.seal(fresh.client()).sealed, 10, 0.2, "Vault to be unsealed by its owner")
+    assert "root token" in fresh.bootstrap(**pillar).run()
+    assert fresh.bootstrap(**pillar).run() == {}
+    # A change of a policy: the run asks for a root token, uses it once, and ends it.
+    del fresh.platform["hosts"]["nginx_proxy"]
+    with pytest.raises(PlatformError, match="generate-root"):
+        fresh.bootstrap(**pillar).run()
+    with vault.root_for_a_moment(fresh.url, str(fresh.store.path / "ca.pem"), [share]) as root:
+        token = root.auth.token.create(policies=["root"], no_parent=True, ttl="5m")["auth"]["client_token"]
+    fresh.store.write_bytes("root-token", f"{token}\n".encode())
+    assert set(fresh.bootstrap(**pillar).run()) == {"policy ai-platform/nginx_proxy", "root token"}
+    assert not (fresh.store.path / "root-token").exists()
+    with pytest.raises(Forbidden):
+        fresh.client(token).auth.token.lookup_self()
 
 
 def test_the_certificate_is_renewed_without_a_restart(fresh):

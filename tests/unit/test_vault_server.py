@@ -161,6 +161,13 @@ class TestRunner:
         assert ret["result"] is False
         assert str(tmp_path / "keys" / "init.json") in ret["comment"]
 
+    def test_what_the_operator_wants_sealed_stays_sealed(self, master, monkeypatch):
+        pillar = master.platform_settings.load({})
+        pillar["vault"]["auto_unseal"] = False
+        monkeypatch.setattr(runner.vault, "connect", MagicMock(side_effect=AssertionError("asked Vault")))
+        ret = master.unseal(automatic=True)
+        assert (ret["result"], ret["changes"]) == (True, {})
+
     def test_a_reset_wants_the_address(self, master, salt):
         salt["salt.execute"] = MagicMock()
         ret = master.reset(confirm="yes")
