@@ -1,0 +1,345 @@
+"""What the modules and the runner do around the pure parts: order, events, refusals, files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import types
+
+import pytest
+import yaml
+
+from _modules import benchmark, model_slots
+from _runners import benchmark as runner
+from _states import benchmark as benchmark_state
+from _states import model_slots as slots_state
+from aiplatform import measure, ollama, settings
+from aiplatform.errors import PlatformError
+
+OPERATOR = {"platform": {"hosts": {"one": {"address": "192.0.2.1", "roles": ["ai_server"]}}}}
+
+
+@pytest.fixture
+def pillar(checkout, tmp_path):
+    found = settings.effective(OPERATOR, checkout / "salt") | {"selection": {}}
+    found["benchmark"]["state_dir"] = str(tmp_path / "state")
+    return found
+
+
+@pytest.fixture
+def salt(pillar, checkout, tmp_path, monkeypatch):
+    """The modules with Salt's names, and whatever they call of others noted."""
+    calls: list[tuple] = []
+
+    def note(name, answer=None):
+        return lambda *args, **kwargs: calls.append((name, *args, *kwargs.values())) or answer
+
+    functions = {
+        "cp.get_file_str": lambda _: (checkout / "benchmarks/models/suite.yaml").read_text(),
+        "event.send": note("event"),
+        "service.available": lambda unit: unit == "ollama-warmup.service",
+        "service.restart": note("restart", answer=True),
+        "numa.plan": lambda: {"node1": {"num_thread": 2}, "node0": {"num_thread": 2}},
+        "model_slots.client": lambda name: types.SimpleNamespace(version=lambda: "0.17.4", name=name),
+        "model_slots.threads": lambda: {"node1": 2, "node0": 2},
+        "model_slots.installed": list,
+        "model_slots.missing": lambda models: [],
+        "model_slots.unload_all": note("unload_all"),
+        "model_slots.warm_up": note("warm_up"),
+    }
+    opts = {"test": False, "cachedir": str(tmp_path), "file_client": "remote"}
+    grains = {"cpu_model": "Xeon", "num_cpus": 28, "mem_total": 131072}
+    for module in (benchmark, model_slots, benchmark_state, slots_state):
+        for key, value in (("salt", functions), ("pillar", pillar), ("opts", opts), ("grains", grains)):
+            monkeypatch.setattr(module, f"__{key}__", value, raising=False)
+    return types.SimpleNamespace(functions=functions, calls=calls, opts=opts)
+
+
+def installed(*names: str) -> list[dict]:
+    return [{"name": name, "size": 1, "weights_digest": name * 8, "answers": True} for name in names]
+
+
+# -- measuring ----------------------------------------------------------------------------------------------------
+
+
+def test_baseline_candidates_and_named_models_are_wanted_once(salt, pillar):
+    pillar["benchmark"] |= {
+        "baseline_models": ["a:1", "B:1"], "candidate_models": [{"name": "b:1"}, {"name": "c:1"}], "models": ["d:1"]
+    }  # fmt: skip
+    assert benchmark.wanted_models() == ["a:1", "b:1", "c:1", "d:1"]
+
+
+def test_nothing_to_measure_sends_nothing(salt):
+    assert benchmark.measure() == {}
+    assert salt.calls == []
+
+
+def test_slots_are_emptied_before_and_warmed_after(salt, monkeypatch):
+    salt.functions["model_slots.installed"] = lambda: installed("a:1")
+    monkeypatch.setattr(benchmark, "_measure", lambda *_: salt.calls.append(("measure",)) or {"a:1": {}})
+    benchmark.measure()
+    assert salt.calls == [
+        ("unload_all", "node0"), ("unload_all", "node1"), ("measure",), ("warm_up", "node0"), ("warm_up", "node1")
+    ]  # fmt: skip
+
+
+def test_slots_are_warmed_after_a_failure_too(salt, monkeypatch):
+    salt.functions["model_slots.installed"] = lambda: installed("a:1")
+
+    def fail(*_):
+        raise PlatformError("broken")
+
+    monkeypatch.setattr(benchmark, "_measure", fail)
+    with pytest.raises(PlatformError):
+        benchmark.measure()
+    assert salt.calls[-1] == ("warm_up", "node1")
+
+
+def test_each_step_is_kept_and_told(salt, tmp_path, monkeypatch):
+    salt.functions["model_slots.installed"] = lambda: installed("a:1")
+
+    def run(client, job, record, keep):
+        keep({"model": "a:1", "samples": {"latency": {"ttft_ms": 1.0, "tokens_per_second": 7.77}}})
+        return {"samples": {}, "tokens_per_second": 1.0, "ttft_ms": 2.0, "coding_quality": 0.0,
+                "general_quality": 0.0, "kind": "general", "instance": "node1"}  # fmt: skip
+
+    monkeypatch.setattr(measure, "run", run)
+    assert benchmark.measure()["a:1"]["kind"] == "general"
+    events = [call[2] for call in salt.calls if call[0] == "event"]
+    assert [(event["test"], event["tests_done"], event["done"]) for event in events] == [
+        ("latency", 1, False), (None, 0, True)
+    ]  # fmt: skip
+    assert events[0]["tokens_per_second"] == 7.8
+    (record,) = json.loads((tmp_path / "state/results.json").read_text()).values()
+    assert "measured_at" in record
+
+
+def test_conditions_name_hardware_version_suite_and_threads(salt):
+    found = benchmark._conditions()["node1"]
+    assert found.keys() == set(measure.CONDITIONS)
+    assert (found["hardware"], found["num_thread"]) == ("Xeon, 28 CPUs, 128 GiB", 2)
+
+
+def test_names_without_a_tag_are_refused(salt):
+    with pytest.raises(PlatformError, match=r"without a tag.*<name>:<tag>.*10\.0\.0\.1:5000/x"):
+        benchmark.plan(models="a:1,10.0.0.1:5000/x")
+
+
+def test_broken_results_are_named(salt, tmp_path):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state/results.json").write_text("{")
+    with pytest.raises(PlatformError, match=r"results\.json.*remove the file"):
+        benchmark.results()
+
+
+def test_a_dry_run_on_an_empty_host_says_what_will_be_measured(salt):
+    def down():
+        raise ollama.InstanceDown("nothing answers")
+
+    salt.opts["test"] = True
+    salt.functions |= {
+        "benchmark.plan": down, "benchmark.to_be_pulled": lambda: ["a:1"], "model_slots.installed": down
+    }  # fmt: skip
+    state = benchmark_state.measured("all")
+    assert state["result"] is None
+    assert state["changes"] == {"a:1": "to be measured once it is pulled"}
+
+
+# -- slots --------------------------------------------------------------------------------------------------------
+
+
+class Registry:
+    """A client whose pulls break off a given number of times."""
+
+    def __init__(self, failures: int, error=ollama.OllamaError):
+        self.failures = failures
+        self.error = error
+        self.pulls: list[tuple[str, bool]] = []
+
+    def pull(self, model, *, insecure):
+        self.pulls.append((model, insecure))
+        yield {"status": "pulling", "completed": 1, "total": 2}
+        if len(self.pulls) <= self.failures:
+            raise self.error("broke off")
+        yield {"status": "success"}
+
+
+@pytest.mark.parametrize(("failures", "pulls"), [(0, 1), (2, 3)])
+def test_a_pull_that_breaks_off_goes_on(salt, monkeypatch, failures, pulls):
+    registry = Registry(failures)
+    monkeypatch.setattr(model_slots, "client", lambda _: registry)
+    assert model_slots.pull("a:1")
+    assert registry.pulls == [("a:1", False)] * pulls
+    assert salt.calls[-1][2] == {"model": "a:1", "status": "success", "completed": None, "total": None}
+
+
+@pytest.mark.parametrize(("error", "pulls"), [(ollama.OllamaError, 3), (ollama.ModelNotFound, 1)])
+def test_a_pull_ends_after_some_attempts(salt, monkeypatch, error, pulls):
+    registry = Registry(9, error)
+    monkeypatch.setattr(model_slots, "client", lambda _: registry)
+    with pytest.raises(error):
+        model_slots.pull("a:1")
+    assert len(registry.pulls) == pulls
+
+
+def test_a_plain_registry_is_spoken_to_plainly(salt, pillar, monkeypatch):
+    pillar["models"]["insecure_registries"] = ["10.0.0.1:5000"]
+    registry = Registry(0)
+    monkeypatch.setattr(model_slots, "client", lambda _: registry)
+    model_slots.pull("10.0.0.1:5000/library/a:1")
+    model_slots.pull("registry.example/a:1")
+    assert registry.pulls == [("http://10.0.0.1:5000/library/a:1", True), ("registry.example/a:1", False)]
+
+
+def test_an_untagged_pull_is_refused(salt):
+    with pytest.raises(PlatformError, match="without a tag"):
+        model_slots.pull("10.0.0.1:5000/library/a")
+
+
+def test_all_is_missing_where_nothing_answers(salt, monkeypatch):
+    def down(*_):
+        raise ollama.InstanceDown("nothing answers")
+
+    monkeypatch.setattr(model_slots, "client", lambda _: types.SimpleNamespace(tags=down))
+    assert model_slots.missing(["a:1"]) == ["a:1"]
+
+
+def test_only_a_warmup_unit_that_exists_is_restarted(salt):
+    assert model_slots.warm_up("node1") is True
+    assert model_slots.warm_up("node0") is False
+    assert salt.calls == [("restart", "ollama-warmup.service")]
+
+
+def test_warmup_settings_name_what_clients_call(salt, pillar):
+    pillar["selection"] = {"slot3_coding": "c:1"}
+    found = model_slots.warmup_settings("node0")
+    assert found["url"] == "http://127.0.0.1:11435"
+    assert found["models"] == [{"name": "slot-3", "holds": "c:1", "num_ctx": 32768, "aliases": ["coder-128k"]}]
+    assert model_slots.warmup_settings("node1")["models"] == []
+
+
+def test_warmup_may_take_as_long_as_its_loads(salt):
+    assert model_slots.warmup_seconds("node1") == 180 + 3 * 900
+
+
+# -- the runner ---------------------------------------------------------------------------------------------------
+
+
+def measured(model: str) -> dict:
+    figures = {"tokens_per_second": 20, "coding_quality": 0.7, "general_quality": 0.8, "ttft_ms": 500}
+    return {"model": model, "weights_digest": model} | figures
+
+
+@pytest.fixture
+def master(pillar, checkout, tmp_path, monkeypatch):
+    """The runner on a master that has one host, which answers from a table."""
+    pillar["benchmark"]["report_dir"] = str(tmp_path / "reports")
+    answers = {
+        "benchmark.results": {"models": [measured("a:1")], "skipped": {}},
+        "benchmark.plan": {"measure": {}, "keep": ["a:1"], "skip": {}},
+        "benchmark.to_be_pulled": [],
+        "state.apply": {"x": {"result": True, "changes": {}, "comment": "", "__id__": "x", "name": "x"}},
+    }
+    asked: list[tuple] = []
+
+    def execute(hosts, function, **kwargs):
+        asked.append((function, kwargs.get("kwarg")))
+        return {host: answers[function] for host in hosts if answers[function] is not None}
+
+    opts = {"pillar_roots": {"base": [str(tmp_path)]}, "file_roots": {"base": [str(checkout / "salt")]}}
+    monkeypatch.setattr(runner, "__opts__", opts, raising=False)
+    monkeypatch.setattr(runner, "__salt__", {"salt.execute": execute}, raising=False)
+    monkeypatch.setattr(runner, "__context__", {}, raising=False)
+    monkeypatch.setattr(
+        runner.settings, "load", lambda _: pillar | {"selection": settings.selection([str(tmp_path)])}
+    )  # fmt: skip
+    monkeypatch.setattr(runner.measure_progress, "shown", lambda _: contextlib.nullcontext())
+    file = tmp_path / settings.SELECTION_FILE
+    return types.SimpleNamespace(answers=answers, asked=asked, file=file, reports=tmp_path / "reports")
+
+
+def test_choosing_writes_selection_and_report_once(master):
+    first = runner.choose()
+    assert first["changes"]["slot1_general"] == {"old": None, "new": "a:1"}
+    written = master.file.read_text()
+    assert json.loads(written)["slot1_general"] == "a:1"
+    (report,) = master.reports.iterdir()
+    assert "a:1" in report.read_text()
+    again = runner.choose()
+    assert again["changes"] == {}
+    assert master.file.read_text() == written
+    assert list(master.reports.iterdir()) == [report]
+
+
+def test_a_dry_choice_writes_nothing_and_predicts_the_same(master):
+    predicted = runner.choose(test=True)
+    assert not master.file.exists()
+    assert not master.reports.exists()
+    assert predicted["changes"] == runner.choose()["changes"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"benchmark.plan": {"measure": {"b:1": "node1"}}},
+        {"benchmark.plan": "'benchmark.plan' is not available."},
+        {"benchmark.plan": None},
+        {"benchmark.to_be_pulled": ["b:1"]},
+    ],
+)
+def test_a_dry_choice_before_the_measuring_predicts_a_change(master, answer):
+    runner.choose()
+    master.answers |= answer
+    assert runner.choose(test=True)["changes"].keys() == {"selection"}
+
+
+def test_a_kept_selection_without_a_report_gets_one(master):
+    runner.choose()
+    for report in master.reports.iterdir():
+        report.unlink()
+    assert runner.choose()["changes"].keys() == {"report"}
+    assert len(list(master.reports.iterdir())) == 1
+
+
+def test_a_host_without_figures_is_named(master):
+    master.answers["benchmark.results"] = "Traceback\nInstanceDown: Nothing answers"
+    answer = runner.choose()
+    assert answer["retcode"] == 1
+    assert "where: one" in answer["comment"]
+    assert "InstanceDown: Nothing answers" in answer["comment"]
+    assert runner.__context__["retcode"] == 1
+
+
+def test_a_run_measures_then_chooses(master):
+    answer = runner.run(models="a:1, b:1", fresh=True)
+    assert answer["retcode"] == 0
+    override = {"benchmark": {"fresh": True, "models": ["a:1", "b:1"]}}
+    assert master.asked[0] == ("state.apply", {"pillar": override, "test": False})
+    assert json.loads(master.file.read_text())["slot1_general"] == "a:1"
+
+
+def test_a_run_that_fails_on_a_host_chooses_nothing(master):
+    master.answers["state.apply"]["x"] |= {"result": False, "comment": "registry gone"}
+    answer = runner.run()
+    assert answer["retcode"] == 1
+    assert "one: x: registry gone" in answer["comment"]
+    assert not master.file.exists()
+
+
+def test_a_lost_report_is_written_again_from_the_selection(master):
+    assert "nothing to report" in runner.report()["comment"]
+    runner.choose()
+    assert runner.report()["report"].endswith(".md")
+
+
+def test_select_reads_a_file_and_asks_nobody(master, tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps({"models": [measured("coder:1")]}))
+    assert runner.select(str(path))["slot3_coding"] == "coder:1"
+    path.write_text('{"models": [{"model": "x:1", "tokens_per_second": NaN}]}')
+    assert "tokens_per_second of x:1" in runner.select(str(path))["comment"]
+    assert master.asked == []
+
+
+def test_the_suite_is_data(checkout):
+    assert yaml.safe_load((checkout / "salt/benchmark/suite/suite.yaml").read_text())["prompts"]
