@@ -133,19 +133,24 @@ def project_fresh() -> str | None:
     return f"{len(names)} files"
 
 
-def sync_project() -> str:
-    """Copy this checkout to the master, take away what is no longer in it, and configure Salt there."""
-    names = tree()
-    before = set(stamped(MASTER, "project.files").splitlines())
-    execute(MASTER, "mkdir", "-p", TARGET)
-    gone = sorted(before - set(names))
-    if gone:
-        execute(MASTER, "sh", "-c", f"cd {TARGET} && xargs -r -d '\\n' rm -f --", stdin="\n".join(gone))
+def copy_tree(host: Host, names: list[str]) -> None:
+    """Copy files of this checkout to a host."""
+    execute(host, "mkdir", "-p", TARGET)
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
         for name in names:
             tar.add(CHECKOUT / name, name, recursive=False)
-    pipe(MASTER, stream.getvalue(), TARGET)
+    pipe(host, stream.getvalue(), TARGET)
+
+
+def sync_project() -> str:
+    """Copy this checkout to the master, take away what is no longer in it, and configure Salt there."""
+    names = tree()
+    before = set(stamped(MASTER, "project.files").splitlines())
+    gone = sorted(before - set(names))
+    if gone:
+        execute(MASTER, "sh", "-c", f"cd {TARGET} && xargs -r -d '\\n' rm -f --", stdin="\n".join(gone))
+    copy_tree(MASTER, names)
     copied = copy_pillar()
     configure_master()
     daemon = tree_digest([name for name in names if name.startswith(DAEMON_PARTS)])

@@ -47,7 +47,8 @@ def test_a_full_disk_is_named_and_later_the_same_run_works(master, ai_server):
     ai_server.run("mkdir -p /mnt/small && mount -t tmpfs -o size=20m tmpfs /mnt/small && mkdir /mnt/small/store")
     start = (
         "chown ollama /mnt/small/store && systemd-run -q --unit=small-ollama -p User=ollama"
-        " -E HOME=/mnt/small/store -E OLLAMA_MODELS=/mnt/small/store -E OLLAMA_HOST=127.0.0.1:11999 /usr/local/bin/ollama serve"
+        " -E HOME=/mnt/small/store -E OLLAMA_MODELS=/mnt/small/store -E OLLAMA_HOST=127.0.0.1:11999"
+        " /usr/local/bin/ollama serve"
     )
     try:
         ai_server.run(start)
