@@ -16,5 +16,5 @@ benchmark:
   num_ctx: 2048
   thresholds:
     min_tokens_per_sec: 2.0
-    min_quality_score: 0.15
+    min_quality_score: 0.2
     min_composite_score: 0.2
