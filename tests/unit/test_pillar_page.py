@@ -1,0 +1,30 @@
+"""The reference of all settings is what the formulas say."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from tests.conftest import CHECKOUT
+
+SPEC = importlib.util.spec_from_file_location("generate_pillar", CHECKOUT / "docs/generate_pillar.py")
+generate = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(generate)
+
+
+def test_the_page_is_current():
+    wanted = generate.page(CHECKOUT / "salt")
+    assert (CHECKOUT / "docs/pillar.md").read_text() == wanted, "run python docs/generate_pillar.py"
+
+
+def test_every_key_has_a_row_with_its_default_and_meaning():
+    page = generate.page(CHECKOUT / "salt")
+    assert '| `platform.domain` | `"example.com"` | text (domain) | The site\'s DNS domain. |' in page
+    assert "| `preflight.data_root_free_gb` | `500` | number |" in page
+    assert "| `platform.hosts.<name>.address` |  | text (address) |" in page
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert all(line.rstrip("| ").count("|") >= 3 for line in rows)
+
+
+def test_every_key_has_a_meaning():
+    rows = [line for line in generate.page(CHECKOUT / "salt").splitlines() if line.startswith("| `")]
+    assert [line for line in rows if line.endswith("|  |")] == []
