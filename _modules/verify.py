@@ -7,8 +7,7 @@ from typing import Any
 
 from salt.exceptions import CommandExecutionError
 
-from aiplatform import checks, reach, slots
-from aiplatform import ollama as api
+from aiplatform import asking, checks, reach, slots
 from aiplatform.checks import Finding
 
 Checks = dict[str, Callable[[], Finding]]
@@ -59,17 +58,20 @@ def run(only: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 def _checks() -> Checks:
-    timeout = __pillar__["verify"]["connect_timeout"]
-    host = __grains__["id"]
-    found: Checks = {
-        name: lambda end=end: reach.tried(__pillar__, end, host, timeout)
-        for name, end in reach.from_host(__pillar__, host).items()
-    }
+    found = {name: lambda name=name: _reached(name) for name in reach.from_host(__pillar__, __grains__["id"])}
     if __pillar__["roles"]:
         found |= _vault_checks()
     if "ai_server" in __pillar__["roles"]:
         found |= _ollama_checks() | _slot_checks()
     return found
+
+
+def _reached(name: str) -> Finding:
+    """The service is open to this host, or closed, as the table says. All are tried at once, by the first check."""
+    host, ends = __grains__["id"], reach.from_host(__pillar__, __grains__["id"])
+    if "verify.reached" not in __context__:
+        __context__["verify.reached"] = reach.connect_all(ends.values(), __pillar__["verify"]["connect_timeout"])
+    return reach.judged(__pillar__, ends[name], host, __context__["verify.reached"][ends[name].url])
 
 
 def _vault_checks() -> Checks:
@@ -142,11 +144,18 @@ def _warmed(unit: str) -> Finding:
 def _slot_checks() -> Checks:
     """Each slot holds its model, and each name that clients call answers."""
     found: Checks = {}
-    for row in __salt__["model_slots.status"]():
+    for row in _slots():
         found[f"slot_{row['name']}"] = lambda row=row: _loaded(row)
         for alias in row["aliases"]:
             found[f"alias_{alias}"] = lambda row=row, alias=alias: _answers(row, alias)
     return found
+
+
+def _slots() -> list[dict[str, Any]]:
+    """Return the slots as they are, asked once for all checks of a run."""
+    if "verify.slots" not in __context__:
+        __context__["verify.slots"] = __salt__["model_slots.status"]()
+    return __context__["verify.slots"]
 
 
 def _loaded(row: dict[str, Any]) -> Finding:
@@ -158,17 +167,20 @@ def _loaded(row: dict[str, Any]) -> Finding:
 
 
 def _answers(row: dict[str, Any], alias: str) -> Finding:
-    """A question to the alias is answered, with no load options of the client's own."""
-    client = api.Client(f"http://127.0.0.1:{__pillar__['ollama']['instances'][row['instance']]['port']}")
-    tokens = __pillar__["verify"]["answer_tokens"]
-    chunks = list(client.generate(alias, "Say hello.", think=False, options={"num_predict": tokens}))
-    last = chunks[-1].data
-    speed = last.get("eval_count", 0) / max(last.get("eval_duration", 0) / 1e9, 1e-9)
+    """A question to the alias is answered, and fast enough. All are asked by the first check."""
+    if "verify.replies" not in __context__:
+        names = {name: _url(one["instance"]) for one in _slots() for name in one["aliases"]}
+        __context__["verify.replies"] = asking.ask_all(names, __pillar__["verify"]["answer_tokens"])
+    reply = __context__["verify.replies"][alias]
     least = __pillar__["verify"]["min_tokens_per_second"]
     return Finding(
         f"answer of {alias} on {row['instance']}",
-        speed >= least and last.get("eval_count", 0) > 0,
+        reply.tokens > 0 and reply.speed >= least,
         f"at least {least:g} tokens per second",
-        f"{last.get('eval_count', 0)} tokens, {speed:.1f} per second",
-        "docs/numa.md: a broken binding of CPUs and memory is the usual reason",
+        reply.error or f"{reply.tokens} tokens, {reply.speed:.1f} per second",
+        "docs/numa.md: a broken binding of CPUs and memory is the usual reason for slow ones",
     )
+
+
+def _url(instance: str) -> str:
+    return f"http://127.0.0.1:{__pillar__['ollama']['instances'][instance]['port']}"

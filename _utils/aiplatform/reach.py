@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from aiplatform.checks import Finding
 from aiplatform.services import Endpoint, endpoints
 
-Connect = Callable[[str, int, float], str]
 REFUSED, ANSWERED = "no connection", "a connection"
 
 
@@ -43,16 +43,23 @@ def connect(address: str, port: int, timeout: float) -> str:
         return REFUSED
 
 
-def tried(
-    settings: Mapping[str, Any], endpoint: Endpoint, host: str, timeout: float, how: Connect = connect
-) -> Finding:
+def connect_all(ends: Iterable[Endpoint], timeout: float) -> dict[str, str]:
+    """Try all services at once, by URL: a port that is silent costs its ``timeout`` (seconds) only once."""
+    found = list(ends)
+    if not found:
+        return {}
+    with ThreadPoolExecutor(max_workers=len(found)) as pool:
+        answers = pool.map(lambda end: connect(end.address, end.port, timeout), found)
+        return {end.url: answer for end, answer in zip(found, answers, strict=True)}
+
+
+def judged(settings: Mapping[str, Any], endpoint: Endpoint, host: str, actual: str) -> Finding:
     """Return whether a service can be reached from ``host`` exactly where the table says so.
 
-    timeout
-        Seconds until silence counts as no connection.
+    actual
+        How the try ended, as ``connect`` says it.
     """
     wanted = ANSWERED if allowed(settings, endpoint, host) else REFUSED
-    actual = how(endpoint.address, endpoint.port, timeout)
     return Finding(
         f"{endpoint.service} on {endpoint.host} from here ({endpoint.address}:{endpoint.port})",
         actual == wanted,

@@ -4,6 +4,9 @@
 {% set vault = pillar.vault %}
 {% set root = pillar.platform.data_root ~ '/vault' %}
 {% if salt['vault_server.is_host']() %}
+# The port is guarded before anything listens on it.
+include:
+  - firewall
 
 vault-packages:
   pkg.installed:
@@ -114,6 +117,7 @@ vault-service:
       - file: vault-current
       - vault_server: vault-key
       - vault_server: vault-storage
+      - platform_firewall: firewall-loaded
 
 vault_sealed:
   vault_server.watched:

@@ -105,7 +105,7 @@ def test_one_port_on_two_hosts_is_fine(settings):
 )
 def test_reached_exactly_where_the_table_says_so(settings, host, service, answer, ok):
     end = next(end for end in services.endpoints(settings) if end.service == service)
-    finding = reach.tried(settings, end, host, 1, how=lambda *_: answer)
+    finding = reach.judged(settings, end, host, answer)
     assert finding.ok is ok
     assert finding.actual == answer
 
@@ -121,3 +121,11 @@ def test_connecting_for_real():
         port = server.getsockname()[1]
         assert reach.connect("127.0.0.1", port, 2) == reach.ANSWERED
     assert reach.connect("127.0.0.1", port, 2) == reach.REFUSED
+
+
+def test_silent_ports_are_tried_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        up = services.Endpoint("up", "h", "127.0.0.1", server.getsockname()[1], "http", None)
+        down = services.Endpoint("down", "h", "127.0.0.1", 1, "http", None)
+        assert reach.connect_all([up, down], 2) == {up.url: reach.ANSWERED, down.url: reach.REFUSED}
+    assert reach.connect_all([], 2) == {}

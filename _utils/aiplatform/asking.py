@@ -1,0 +1,49 @@
+"""One short question to every name that clients call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from aiplatform import ollama
+from aiplatform.errors import PlatformError
+
+
+@dataclass(frozen=True)
+class Reply:
+    """How many tokens came, how many a second, and what went wrong where none did."""
+
+    tokens: int = 0
+    speed: float = 0.0
+    error: str = ""
+
+
+def ask(url: str, model: str, tokens: int) -> Reply:
+    """Ask a model for a few tokens, with no load options of the client's own.
+
+    url
+        The base URL of its instance.
+    """
+    try:
+        chunks = list(ollama.Client(url).generate(model, "Say hello.", think=False, options={"num_predict": tokens}))
+    except PlatformError as err:
+        return Reply(error=str(err))
+    counts = chunks[-1].data
+    seconds = counts.get("eval_duration", 0) / 1e9
+    count = int(counts.get("eval_count", 0))
+    return Reply(count, count / seconds if seconds else 0.0)
+
+
+def ask_all(names: Mapping[str, str], tokens: int) -> dict[str, Reply]:
+    """Ask every name, the instances side by side and each instance's names one after the other.
+
+    names
+        The base URL of its instance, by name.
+    """
+    instances = {url: [name for name in names if names[name] == url] for url in names.values()}
+    if not instances:
+        return {}
+    with ThreadPoolExecutor(max_workers=len(instances)) as pool:
+        parts = pool.map(lambda url: {name: ask(url, name, tokens) for name in instances[url]}, instances)
+        return {name: reply for part in parts for name, reply in part.items()}
