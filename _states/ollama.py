@@ -6,7 +6,7 @@ from typing import Any
 
 from aiplatform import instances, tuning, wait
 from aiplatform import ollama as api
-from aiplatform.errors import PlatformError
+from aiplatform.errors import PlatformError, WaitTimeoutError
 from aiplatform.states import converge
 
 
@@ -52,7 +52,7 @@ def ready(name: str, url: str, version: str, timeout: float = 120) -> dict[str, 
     """
     if __opts__["test"]:
         return converge(name, dict, dict, True) | {"comment": f"A real run waits for {url}"}
-    return converge(name, plan=lambda: _await_version(url, version, timeout), apply=dict, test=False)
+    return converge(name, plan=lambda: _await_version(name, url, version, timeout), apply=dict, test=False)
 
 
 def no_other_instances(name: str, units: list[str]) -> dict[str, Any]:
@@ -92,10 +92,19 @@ def host_tuned(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     return ret | {"comment": "; ".join(part for part in (ret["comment"], outcome.notes()) if part)}
 
 
-def _await_version(url: str, version: str, timeout: float) -> dict[str, Any]:
+def _await_version(name: str, url: str, version: str, timeout: float) -> dict[str, Any]:
     client = api.Client(url)
-    wait.until(client.health, timeout, what=f"Ollama at {url}")
+    try:
+        wait.until(client.health, timeout, interval=0.1, what=f"Ollama at {url}")
+    except WaitTimeoutError as err:
+        raise PlatformError(
+            f"The instance does not answer within {timeout:g} s",
+            where=url,
+            hint=f"read its journal on the host: journalctl -t ollama-{name} -n 50",
+        ) from err
     found = client.version()
     if found != version:
-        raise PlatformError("Another version answers", where=url, expected=version, actual=found)
+        raise PlatformError(
+            "Another version answers", where=url, expected=version, actual=found, hint="who else holds this port?"
+        )
     return {}

@@ -252,4 +252,4 @@ def test_ready_awaits_the_instance_and_checks_its_version(pillar, client):
     assert "9.9.9" in other["comment"]
     dead = state.ready("one", f"http://127.0.0.1:{free_port()}", "9.9.9", timeout=0.5)
     assert dead["result"] is False
-    assert "in vain" in dead["comment"]
+    assert "journalctl -t ollama-one" in dead["comment"]
