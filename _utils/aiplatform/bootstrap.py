@@ -7,6 +7,7 @@ ssh is compared with the one that waits at the master, and only that one is acce
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -262,7 +263,10 @@ def install(
         # Not pillar=: salt-ssh 3008 then compiles the pillar anew from the one that is already compiled.
         "grains": {"enrol": dict(enrol)},
     }
-    with tempfile.TemporaryDirectory(prefix="bootstrap-") as folder:
+    lock = Path(opts["cachedir"]) / "bootstrap.lock"
+    with tempfile.TemporaryDirectory(prefix="bootstrap-") as folder, lock.open("w") as held:
+        # Two at once would take turns in making the one archive that salt-ssh sends.
+        fcntl.flock(held, fcntl.LOCK_EX)
         roster = Path(folder) / "roster"
         roster.write_text(json.dumps({minion: row}))
         argv = salt_ssh(opts["config_dir"], roster, minion)
@@ -368,7 +372,7 @@ def accept(keys: Keys, minion: str, fingerprint: str, hash_type: str, timeout: f
 
     Returns False where it was accepted before.
     """
-    what = f"the key of {minion} at this master"
+    what = f"the key of {minion} at this master (does salt-master run, does the server reach its ports 4505 and 4506?)"
     state = wait.until(lambda: known_key(keys, minion, fingerprint, hash_type), timeout, what=what)
     if state == "minions":
         return False

@@ -177,7 +177,7 @@ def test_an_empty_run_is_no_success():
         bootstrap.changed_states(done(json.dumps({"ai_server": {}})), "ai_server", "here")
 
 
-def test_salt_ssh_checks_the_host_key_and_gets_no_secret(target, monkeypatch):
+def test_salt_ssh_checks_the_host_key_and_gets_no_secret(target, monkeypatch, tmp_path):
     seen = {}
 
     def run(argv, **kwargs):
@@ -188,7 +188,10 @@ def test_salt_ssh_checks_the_host_key_and_gets_no_secret(target, monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", run)
     enrol = {"master": "192.0.2.10", "master_finger": "aa:bb"}
-    assert bootstrap.install({"config_dir": "/etc/salt"}, target, "ai_server", True, enrol) == []
+    assert (
+        bootstrap.install({"config_dir": "/etc/salt", "cachedir": str(tmp_path)}, target, "ai_server", True, enrol)
+        == []
+    )
     row = seen["roster"]["ai_server"]
     assert row["sudo"] is True
     assert "StrictHostKeyChecking=yes" in row["ssh_options"]
