@@ -1,0 +1,126 @@
+"""What the lab copies to its master, and how it compares keys."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+import yaml
+
+from lab import artifacts, deploy
+from lab.settings import LAB, LabError
+from lab.topology import MINIONS
+
+KEY = "-----BEGIN PUBLIC KEY-----\nQUJD\nREVG\n-----END PUBLIC KEY-----\n"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("LAB_SUBNET", raising=False)
+
+
+def test_the_fingerprint_is_the_one_that_salt_shows(tmp_path):
+    salt_crypt = pytest.importorskip("salt.utils.crypt")
+    path = tmp_path / "key.pub"
+    path.write_text(KEY)
+    assert deploy.fingerprint(KEY) == salt_crypt.pem_finger(str(path), sum_type="sha256")
+
+
+@pytest.mark.parametrize("text", ["", "no key", "-----BEGIN PUBLIC KEY-----\n-----END PUBLIC KEY-----\n"])
+def test_what_is_no_key_has_no_fingerprint(text):
+    assert deploy.fingerprint(text) == ""
+
+
+@pytest.fixture
+def master(monkeypatch):
+    """A master that has received what the dict says; the commands it ran."""
+    received: dict[str, str] = {}
+    commands: list[tuple[str, ...]] = []
+
+    def execute(_host, *argv, **_kwargs):
+        commands.append(argv)
+        return received.get(argv[1], "") if argv[0] == "cat" else ""
+
+    monkeypatch.setattr(deploy, "execute", execute)
+    return received, commands
+
+
+def accepted(commands) -> bool:
+    return any(word.startswith("--accept") for argv in commands for word in argv)
+
+
+def test_exactly_the_minions_own_key_is_accepted(master):
+    received, commands = master
+    host = MINIONS[0]
+    received[f"{deploy.PKI}/minions_pre/{host.name}"] = KEY
+    deploy.accept(host, deploy.fingerprint(KEY))
+    assert ("salt-key", "--yes", f"--accept={host.name}") in commands
+
+
+def test_another_key_is_not_accepted(master):
+    received, commands = master
+    host = MINIONS[0]
+    received[f"{deploy.PKI}/minions_pre/{host.name}"] = KEY
+    with pytest.raises(LabError, match=f"{host.name}: the master received a key with fingerprint"):
+        deploy.accept(host, "00:11")
+    assert not accepted(commands)
+
+
+def test_an_accepted_key_stays(master):
+    received, commands = master
+    host = MINIONS[0]
+    received[f"{deploy.PKI}/minions/{host.name}"] = KEY
+    deploy.accept(host, deploy.fingerprint(KEY))
+    assert not accepted(commands)
+
+
+def sums_of(files: dict[str, bytes]) -> str:
+    return "".join(f"{hashlib.sha256(text).hexdigest()}  {name}\n" for name, text in files.items())
+
+
+@pytest.mark.parametrize(
+    ("here", "last", "copied"),
+    [
+        ({}, {}, True),  # a fresh master
+        ({"platform.sls": b"old"}, {"platform.sls": b"old"}, True),  # as the lab copied it: follows the lab
+        ({"platform.sls": b"edited"}, {"platform.sls": b"old"}, False),  # edited by a person: stays
+        ({"platform.sls": b"made"}, {}, False),  # made by a person: stays
+    ],
+)
+def test_pillar_edits_on_the_master_survive(monkeypatch, here, last, copied):
+    monkeypatch.setattr(deploy, "execute", lambda *_a, **_k: f"{sums_of(here)}\n{sums_of(last)}")
+    assert ("platform.sls" in deploy.pillar_changes()) is copied
+
+
+def test_what_is_there_already_is_not_copied_again(monkeypatch):
+    wanted = deploy.lab_pillar()
+    monkeypatch.setattr(deploy, "execute", lambda *_a, **_k: f"{sums_of(wanted)}\n{sums_of(wanted)}")
+    assert deploy.pillar_changes() == {}
+
+
+def test_the_pillar_follows_the_network(monkeypatch):
+    monkeypatch.setenv("LAB_SUBNET", "10.1.2.0/24")
+    text = b"".join(deploy.lab_pillar().values()).decode()
+    assert "10.1.2.100" in text
+    assert "10.89.77." not in text
+
+
+def test_every_file_that_the_top_file_names_is_there():
+    names = yaml.safe_load((LAB / "pillar/top.sls").read_text())["base"]["*"]
+    assert {f"{name}.sls" for name in names} <= set(deploy.lab_pillar())
+
+
+def test_the_artifacts_pillar_names_what_is_published():
+    data = yaml.safe_load(deploy.artifacts_pillar())
+    source = data["ollama"]["source"].format(version=data["ollama"]["version"], arch="amd64")
+    assert source == artifacts.OLLAMA.url
+    assert data["vault"]["source"].format(version=data["vault"]["version"]) == artifacts.VAULT.url
+    assert json.dumps(data)
+
+
+def test_the_copied_checkout_has_no_generated_files():
+    names = deploy.tree()
+    assert "Makefile" in names
+    assert not [name for name in names if name.startswith((".venv/", ".run/")) or "__pycache__" in name]

@@ -1,0 +1,81 @@
+"""The hosts' addresses and arguments, and the check of the address range."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lab import settings, topology
+from lab.settings import LabError
+
+
+def option(argv: list[str], name: str) -> list[str]:
+    return [argv[at + 1] for at, word in enumerate(argv) if word == name]
+
+
+def test_the_five_hosts_have_the_addresses_that_the_pillar_names(monkeypatch):
+    monkeypatch.delenv("LAB_SUBNET", raising=False)
+    wanted = {"salt_master": 10, "coredns_host": 29, "nginx_proxy": 30, "workstation": 50, "ai_server": 100}
+    assert {host.name: host.address for host in topology.HOSTS} == {
+        name: f"10.89.77.{number}" for name, number in wanted.items()
+    }
+
+
+def test_another_network_moves_all_hosts(monkeypatch):
+    monkeypatch.setenv("LAB_SUBNET", "10.1.0.0/16")
+    assert topology.MASTER.address == "10.1.0.10"
+
+
+@pytest.mark.parametrize("text", ["nonsense", "10.89.77.1/24", "10.89.77.0/25"])
+def test_a_bad_network_is_refused_with_the_setting(monkeypatch, text):
+    monkeypatch.setenv("LAB_SUBNET", text)
+    with pytest.raises(LabError, match=f"LAB_SUBNET={text}"):
+        settings.subnet()
+
+
+def test_the_hosts_stay_within_twelve_gib():
+    assert sum(int(host.memory.removesuffix("g")) for host in topology.HOSTS) <= 12
+
+
+def test_everything_of_a_host_is_labelled_and_limited():
+    for host in topology.HOSTS:
+        argv = topology.run_arguments(host)
+        assert option(argv, "--label") == [settings.LABEL]
+        assert option(argv, "--memory") == [host.memory]
+        assert "--privileged" not in argv
+
+
+def test_the_cache_is_mounted_on_the_master_only_and_the_files_read_only():
+    volumes = {host.name: option(topology.run_arguments(host), "-v") for host in topology.HOSTS}
+    assert any(entry.endswith(":/srv/files:ro") for entry in volumes["salt_master"])
+    assert not any("/srv/files" in entry for name, all_ in volumes.items() if name != "salt_master" for entry in all_)
+
+
+def routes(*networks: str) -> str:
+    return json.dumps([{"dst": network, "dev": "eth0"} for network in networks])
+
+
+@pytest.mark.parametrize(
+    ("listed", "taken"),
+    [
+        (routes("default", "192.168.1.0/24"), None),
+        (routes("10.89.77.0/24"), "10.89.77.0/24 on eth0"),
+        (routes("10.89.0.0/16"), "10.89.0.0/16 on eth0"),
+        (routes("10.89.77.40"), "10.89.77.40/32 on eth0"),
+        (routes("0.0.0.0/0"), None),
+    ],
+)
+def test_a_taken_range_is_found(monkeypatch, listed, taken):
+    monkeypatch.delenv("LAB_SUBNET", raising=False)
+    assert topology.overlapping(listed) == taken
+
+
+@pytest.mark.parametrize("name", ["ai_server", "ai-server", "ai-lab-ai_server"])
+def test_a_host_is_known_by_each_of_its_names(name):
+    assert topology.host(name).name == "ai_server"
+
+
+def test_an_unknown_host_is_refused_with_the_known_ones():
+    with pytest.raises(LabError, match=r"No host 'gpu'.*salt_master.*workstation"):
+        topology.host("gpu")
