@@ -42,7 +42,7 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         end_all()
-        note("\nInterrupted. Nothing is half done that make lab would not take up again; make lab-down removes it.")
+        note("\nInterrupted. The next make lab carries on from here; make lab-down removes what there is.")
         return INTERRUPTED
 
 

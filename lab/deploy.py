@@ -13,8 +13,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from aiplatform import wait
+from aiplatform.errors import WaitTimeoutError
 from lab import artifacts
-from lab.process import run
+from lab.process import run, stream
 from lab.settings import CHECKOUT, DEFAULT_SUBNET, FILE_PORT, LAB, REGISTRY_PORT, LabError, address
 from lab.topology import BARE, MASTER, MINIONS, Host, execute
 
@@ -403,21 +405,31 @@ def until(read: Callable[[], Answer], failure: str) -> Answer:
     Raises:
         LabError: there is nothing after ``KEY_SECONDS``.
     """
-    end = time.monotonic() + KEY_SECONDS
-    while not (found := read()):
-        if time.monotonic() > end:
-            raise LabError(f"{failure} after {KEY_SECONDS} s. Run make lab again, or look with: make lab-shell")
-        time.sleep(0.3)
-    return found
+    try:
+        return wait.until(read, KEY_SECONDS, 0.3)
+    except WaitTimeoutError as err:
+        hint = "Run make lab again, or look with: make lab-shell"
+        raise LabError(f"{failure} after {KEY_SECONDS} s. {hint}") from err
 
 
 # --- the deploy
 
 
+# A deploy outlives the terminal that it was started from; the next one waits for it instead of being refused.
+DEPLOY = """\
+old=$(cat /run/lab-deploy.pid 2>/dev/null || echo 0)
+if grep -qs ai_platform.deploy /proc/$old/cmdline; then
+  echo "The deploy of an interrupted run is still at work (process $old on the master): waiting for it to end."
+  tail --pid=$old -f /dev/null
+fi
+echo $$ > /run/lab-deploy.pid
+exec salt-run ai_platform.deploy
+"""
+
+
 def deploy() -> str:
     """Run the platform's own deploy on the master, its lines as they come."""
-    argv = ["docker", "exec", MASTER.container, "salt-run", "ai_platform.deploy"]
-    code = subprocess.run(argv, check=False).returncode
+    code = stream(["docker", "exec", MASTER.container, "sh", "-c", DEPLOY])
     if code:
         raise LabError(
             f"The deploy ended with {code}; what failed is named above. The hosts stay up: look with make lab-status\n"

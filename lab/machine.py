@@ -11,6 +11,8 @@ import threading
 import time
 from pathlib import Path
 
+from aiplatform import wait
+from aiplatform.errors import WaitTimeoutError
 from lab.process import docker, run
 from lab.settings import LabError, folder
 
@@ -78,12 +80,11 @@ def start_engine() -> str:
     if await_engine(3):  # the package has started it, where systemd runs
         return "Docker, started by the system"
     end = time.monotonic() + ENGINE_WAIT
-    while time.monotonic() < end:
+    while (left := end - time.monotonic()) > 0:
         process = spawn_engine()
         # One that ends at once found another one that is just stopping: try again.
-        if await_engine(end - time.monotonic(), process):
+        if await_engine(left, process):
             return f"Docker, started by the lab (process {process.pid})"
-        time.sleep(1)
     pid_file().unlink(missing_ok=True)
     raise LabError(f"dockerd did not answer in {ENGINE_WAIT} s; its log: {folder('logs') / 'dockerd.log'}")
 
@@ -105,14 +106,11 @@ def spawn_engine() -> subprocess.Popen[bytes]:
 
 def await_engine(seconds: float, process: subprocess.Popen[bytes] | None = None) -> bool:
     """Wait until the engine answers, at most this long and no longer than its process lives."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if engine_answers():
-            return True
-        if process and process.poll() is not None:
-            return False
-        time.sleep(0.5)
-    return False
+    try:
+        wait.until(lambda: engine_answers() or (process and process.poll() is not None), seconds)
+    except WaitTimeoutError:
+        return False
+    return engine_answers()
 
 
 def pid_file() -> Path:
@@ -130,6 +128,14 @@ def own_engine() -> int | None:
     return pid if command.split(b"\0")[0].endswith(b"dockerd") else None
 
 
+def reaped(pid: int) -> bool:
+    """Whether this process's own child has ended; of another's child nothing is known here."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return False
+
+
 def stop_engine() -> str:
     """Stop the engine if the lab started it and nobody else's containers run on it."""
     pid = own_engine()
@@ -139,11 +145,8 @@ def stop_engine() -> str:
     if others:
         return f"left running: {len(others)} containers that are not the lab's run on it"
     os.kill(pid, signal.SIGTERM)
-    end = time.monotonic() + ENGINE_WAIT
-    while own_engine() is not None and time.monotonic() < end:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
-        time.sleep(0.2)
+    with contextlib.suppress(WaitTimeoutError):
+        wait.until(lambda: reaped(pid) or own_engine() is None, ENGINE_WAIT, 0.2)
     pid_file().unlink(missing_ok=True)
     return "the engine that the lab started is stopped"
 

@@ -14,16 +14,17 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import requests
 
+from aiplatform import wait
+from aiplatform.errors import WaitTimeoutError
 from lab import artifacts, gguf_files
 from lab.process import end, run
 from lab.settings import REGISTRY_PORT, LabError, address, cache, folder
@@ -261,12 +262,15 @@ def await_server(process: subprocess.Popen[str], url: str) -> None:
     Raises:
         LabError: it ended, or does not answer in time.
     """
-    limit = time.monotonic() + START_SECONDS
-    while time.monotonic() < limit and process.poll() is None:
-        try:
-            requests.get(f"{url}/api/version", timeout=2).raise_for_status()
-        except requests.RequestException:
-            time.sleep(0.2)
-        else:
-            return
-    raise LabError(f"Ollama did not start on loopback; its log: {folder('logs') / 'ollama.log'}")
+    with suppress(WaitTimeoutError):
+        wait.until(lambda: answers(url) or process.poll() is not None, START_SECONDS, 0.2)
+    if not answers(url):
+        raise LabError(f"Ollama did not start on loopback; its log: {folder('logs') / 'ollama.log'}")
+
+
+def answers(url: str) -> bool:
+    """Whether an Ollama answers there."""
+    try:
+        return bool(requests.get(f"{url}/api/version", timeout=2).ok)
+    except requests.RequestException:
+        return False

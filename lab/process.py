@@ -85,6 +85,18 @@ def _start(
     return process
 
 
+def stream(argv: Sequence[str]) -> int:
+    """Run a command whose output goes where this process's does; returns its exit code."""
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True, text=True)
+    with _guard:
+        _running.add(process)
+    try:
+        return process.wait()
+    finally:
+        with _guard:
+            _running.discard(process)
+
+
 def failure(words: list[str], code: int, out: str | None, err: str | None, log: str | None) -> str:
     """The text of a failed command: what, exit code, the end of its output."""
     text = f"{out or ''}\n{err or ''}"

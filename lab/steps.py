@@ -7,11 +7,12 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from lab.process import end_all
 from lab.settings import CHECKOUT, LabError, folder
 
 PARALLEL = 6
@@ -92,12 +93,21 @@ def run_steps(steps: Sequence[Step]) -> float:
             running |= {pool.submit(progress.run, step): step.title for step in ready}
             if not running:
                 raise ValueError(f"steps that need what is not there: {[step.title for step in waiting]}")
-            ended, _ = wait(running, return_when=FIRST_COMPLETED)
+            ended = first_ended(running)
             errors += [error for future in ended if (error := future.exception())]
             done |= {running.pop(future) for future in ended}
     if errors:
         raise errors[0]
     return time.monotonic() - progress.started
+
+
+def first_ended(running: Iterable[Future[None]]) -> set[Future[None]]:
+    """Wait for a step to end; an interruption ends the commands of all of them first, else their threads would stay."""
+    try:
+        return wait(running, return_when=FIRST_COMPLETED).done
+    except KeyboardInterrupt:
+        end_all()
+        raise
 
 
 @contextmanager

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 
 import pytest
 
+from aiplatform import wait
 from lab import settings, steps
 from lab.settings import LabError
 from lab.steps import Step
@@ -86,3 +88,26 @@ def test_the_lock_goes_with_its_holder():
     subprocess.run([sys.executable, "-c", script], cwd=settings.CHECKOUT, check=False)
     with steps.lock("up"):
         pass
+
+
+def test_an_interruption_ends_the_commands_under_way(tmp_path):
+    """A real process, a real signal: the command it waits for must not be left behind."""
+    script = f"""
+import signal, sys
+from lab import cli, process, steps
+def slow():
+    return process.run(["sh", "-c", "echo $$ > {tmp_path}/pid; exec sleep 60"])
+cli.run_command = lambda _args: steps.run_steps([steps.Step("slow", do=slow)])
+sys.argv = ["lab", "up"]
+sys.exit(cli.main())
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=settings.CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait.until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 20, 0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Interrupted" in err
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
