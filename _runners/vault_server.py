@@ -68,7 +68,16 @@ def bootstrap(test: bool = False) -> dict[str, Any]:
         salt-run vault_server.bootstrap test=True
     """
     # Comparing and writing are one pass: most of it can only be compared after the step before it was made.
-    return _reported(converge("vault", plan=lambda: _bootstrap(test).run(), apply=dict, test=test))
+    result = converge("vault", plan=lambda: _bootstrap(test).run(), apply=dict, test=test)
+    if "vault" in result["changes"] and not test:
+        _forget_logins()
+    return _reported(result)
+
+
+def _forget_logins() -> None:
+    """Have master and minions drop what they keep of an earlier Vault: a new one knows none of its tokens and roles."""
+    __salt__["vault.clear_cache"]()
+    __salt__["salt.execute"]("*", "vault.clear_cache")
 
 
 def unseal(automatic: bool = False) -> dict[str, Any]:
@@ -195,6 +204,7 @@ def _set_aside() -> None:
             store.write(f"{KEYS}.aside-{keys['storage_id']}", keys)
             store.remove(KEYS)
         store.remove(MARKER)
+    _forget_logins()
 
 
 def _bootstrap(test: bool) -> vault_bootstrap.Bootstrap:
@@ -222,8 +232,7 @@ def _address(pillar: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def _url(pillar: Mapping[str, Any]) -> str:
-    address, port = _address(pillar)
-    return f"https://[{address}]:{port}" if ":" in address else f"https://{address}:{port}"
+    return vault_policy.url(*_address(pillar))
 
 
 def _reported(result: dict[str, Any]) -> dict[str, Any]:

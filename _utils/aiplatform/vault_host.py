@@ -15,7 +15,7 @@ from typing import Any
 from aiplatform import vault_tls
 from aiplatform.errors import PlatformError
 from aiplatform.vault_keys import sync_directory, write_durably
-from aiplatform.vault_policy import certificate_names
+from aiplatform.vault_policy import certificate_names, end, url
 
 CONFIG_DIR = Path("/etc/vault.d")
 CONFIG = CONFIG_DIR / "vault.json"
@@ -57,10 +57,10 @@ def configuration(platform: Mapping[str, Any], port: int, minion: str) -> dict[s
         "disable_mlock": True,
         "storage": {"raft": raft},
         "listener": [
-            {"tcp": shared | {"address": f"{address}:{port}"}},
+            {"tcp": shared | {"address": end(address, port)}},
             {"tcp": shared | {"address": f"127.0.0.1:{port}"}},
         ],
-        "api_addr": f"https://{address}:{port}",
+        "api_addr": url(address, port),
         "cluster_addr": f"https://127.0.0.1:{port + 1}",
     }
 

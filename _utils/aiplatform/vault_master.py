@@ -16,7 +16,7 @@ import yaml
 from aiplatform import vault_tls
 from aiplatform.errors import PlatformError
 from aiplatform.vault_keys import DEFAULT_PATH, KeyStore, write_durably
-from aiplatform.vault_policy import MASTER_MOUNT, MASTER_ROLE, MINION_MOUNT, POLICY_PREFIX
+from aiplatform.vault_policy import MASTER_MOUNT, MASTER_ROLE, MINION_MOUNT, POLICY_PREFIX, url
 
 DEFAULT_CONFIG = "/etc/salt/master.d/vault.conf"
 AUTHORITY = "ca.pem"
@@ -51,11 +51,11 @@ def secret_id(config: Path) -> str:
     return str(auth.get("secret_id") or "")
 
 
-def configuration(url: str, trust: str, login: str) -> dict[str, Any]:
+def configuration(where: str, trust: str, login: str) -> dict[str, Any]:
     """Return the master's options for saltext-vault.
 
-    url
-        Where master and minions reach Vault.
+    where
+        The URL at which master and minions reach Vault.
     trust
         The authority's certificate (PEM); it reaches the minions with the rest of this configuration.
     login
@@ -89,7 +89,7 @@ def configuration(url: str, trust: str, login: str) -> dict[str, Any]:
                 "wrap": "60s",
             },
             "policies": {"assign": [f"{POLICY_PREFIX}/{{minion}}"]},
-            "server": {"url": url, "verify": trust},
+            "server": {"url": where, "verify": trust},
         }
     }
 
@@ -121,7 +121,7 @@ def set_up(
     if test and store.read_text(AUTHORITY) is None:
         return {str(target): {"old": None, "new": "configured"}}
     trust = authority(store)[1]
-    wanted = configuration(f"https://{address}:{port}", trust, present or secrets.token_hex(32))
+    wanted = configuration(url(address, port), trust, present or secrets.token_hex(32))
     if _load(target) == wanted and target.stat().st_mode & 0o777 == 0o600:
         return {}
     if not test:

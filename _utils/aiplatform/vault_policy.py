@@ -76,6 +76,16 @@ def vault_host(platform: Mapping[str, Any], vault: Mapping[str, Any]) -> str:
     )
 
 
+def end(address: str, port: int) -> str:
+    """Return ``address:port``, an IPv6 address in brackets."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def url(address: str, port: int) -> str:
+    """Return where Vault is reached."""
+    return f"https://{end(address, port)}"
+
+
 def certificate_names(platform: Mapping[str, Any], minion: str) -> list[str]:
     """Return the names that Vault's certificate is valid for: public name, minion id, address, loopback."""
     # An underscore in a host name is refused by some resolvers, but clients only compare the text.

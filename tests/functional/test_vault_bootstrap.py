@@ -14,6 +14,7 @@ import pytest
 import requests
 from hvac.exceptions import Forbidden
 
+from _beacons import vault_sealed
 from aiplatform import vault, vault_bootstrap, vault_content, vault_keys
 from aiplatform.errors import PlatformError
 from aiplatform.wait import until
@@ -201,6 +202,16 @@ def test_after_a_restart_it_is_unsealed_again(fresh):
     assert vault_bootstrap.unseal(fresh.client(), fresh.keys(), fresh.store) is True
     assert vault_bootstrap.unseal(fresh.client(), fresh.keys(), fresh.store) is False
     assert fresh.bootstrap().run() == {}
+
+
+def test_the_beacon_sees_the_seal(fresh, monkeypatch):
+    monkeypatch.setattr(vault_sealed, "CERTIFICATES", str(fresh.tls / "vault.crt"))
+    config = [{"interval": 5}, {"port": fresh.port}]
+    assert vault_sealed.beacon(config) == []  # not initialised: nothing to unseal
+    fresh.bootstrap().run()
+    assert vault_sealed.beacon(config) == []
+    fresh.restart()
+    assert vault_sealed.beacon(config) == [{"tag": "sealed"}]
 
 
 def test_several_shares(fresh):

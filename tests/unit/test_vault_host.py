@@ -35,6 +35,13 @@ def test_configuration():
     assert not any(entry["tcp"].get("tls_disable") for entry in found["listener"])
 
 
+def test_an_ipv6_address_is_put_in_brackets():
+    hosts = {"ai": {"address": "2001:db8::29", "roles": ["ai_server"]}}
+    found = vault_host.configuration(PLATFORM | {"hosts": hosts}, 8202, "ai")
+    assert found["listener"][0]["tcp"]["address"] == "[2001:db8::29]:8202"
+    assert found["api_addr"] == "https://[2001:db8::29]:8202"
+
+
 def test_unpacking_is_complete_or_not_there(tmp_path, archive):
     where = tmp_path / "opt"
     assert not vault_host.release_present(where, "1.2.3")

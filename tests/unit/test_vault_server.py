@@ -156,6 +156,18 @@ class TestRunner:
         assert "setup_master" in ret["comment"]
         assert master.__context__["retcode"] == 1
 
+    @pytest.mark.parametrize(("changes", "forgets"), [({"vault": {}}, True), ({"seal": {}}, False), ({}, False)])
+    def test_logins_of_an_earlier_vault_are_forgotten(self, master, salt, monkeypatch, changes, forgets):
+        salt["vault.clear_cache"] = MagicMock()
+        salt["salt.execute"] = MagicMock()
+        monkeypatch.setattr(runner, "_bootstrap", lambda test: MagicMock(run=lambda: changes))
+        assert master.bootstrap()["result"] is True
+        assert salt["vault.clear_cache"].called is forgets
+        assert salt["salt.execute"].called is forgets
+        salt["vault.clear_cache"].reset_mock()
+        master.bootstrap(test=True)
+        salt["vault.clear_cache"].assert_not_called()
+
     def test_unsealing_without_keys_is_a_failure_with_the_path(self, master, tmp_path):
         ret = master.unseal()
         assert ret["result"] is False
@@ -181,12 +193,14 @@ class TestRunner:
         store.write("init.json", {"storage_id": "abc", "keys": []})
         facts = {"ai": {"retcode": 0, "ret": {"storage_id": "abc"}}}
         salt["salt.execute"] = MagicMock(return_value=facts)
+        salt["vault.clear_cache"] = MagicMock()
         assert master.reset(confirm="192.0.2.29", test=True)["result"] is None
         assert store.read("init.json")
         assert master.reset(confirm="192.0.2.29")["result"] is True
         assert store.read("init.json") is None
         assert store.read("init.json.aside-abc")
-        assert salt["salt.execute"].call_args.args[1] == "vault_server.set_storage_aside"
+        called = [call.args[1] for call in salt["salt.execute"].call_args_list]
+        assert called == ["vault_server.facts", "vault_server.set_storage_aside", "vault.clear_cache"]
 
     @pytest.mark.parametrize(
         ("reply", "said"),
