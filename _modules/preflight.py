@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from aiplatform import checks, hostcheck, wait
+from aiplatform import checks, hostcheck, services, wait
 from aiplatform import ollama as api
 from aiplatform.checks import Finding
 from aiplatform.errors import PlatformError
@@ -83,7 +83,8 @@ def _data_checks() -> dict[str, Callable[[], Finding]]:
 
 def _port_checks() -> dict[str, Callable[[], Finding]]:
     """One check for each service whose process this host runs."""
-    rows = [row for row in __pillar__["services"].values() if row["role"] in __pillar__["roles"] and row.get("process")]
+    table = services.expand(__pillar__).values()
+    rows = [row for row in table if row["role"] in __pillar__["roles"] and row.get("process")]
     return {
         f"port_{row['port']}": lambda row=row: hostcheck.port(row["port"], row["process"])
         for row in rows

@@ -12,6 +12,8 @@ from typing import Any
 from aiplatform import schema, services, settings
 from aiplatform.errors import PlatformError
 
+DERIVED = frozenset({"selection", "roles", "address", "compiled"})
+
 
 def ext_pillar(minion_id: str, pillar: dict[str, Any], formulas: str) -> dict[str, Any]:
     """Return the effective settings of one minion.
@@ -23,18 +25,20 @@ def ext_pillar(minion_id: str, pillar: dict[str, Any], formulas: str) -> dict[st
     formulas
         The state tree whose ``*/defaults.yaml`` and ``*/schema.yaml`` count.
 
-    Adds ``selection`` (the benchmark's choice of models), ``roles`` and ``address`` of this minion, ``compiled``
-    (the master's time, in seconds since 1970), and fills in the table of services. Where anything is wrong the
-    answer is ``_errors`` alone: Salt then runs no state.
+    Adds ``selection`` (the benchmark's choice of models), ``roles`` and ``address`` of this minion, and
+    ``compiled`` (the master's time, in seconds since 1970). Where anything is wrong the answer is ``_errors`` alone:
+    Salt then runs no state.
     """
     tree = Path(formulas)
+    # On a masterless host a state run compiles the pillar again, on top of the one compiled before.
+    for key in DERIVED & (__opts__.get("pillar") or {}).keys():
+        pillar.pop(key, None)
     try:
         merged = settings.effective(pillar, tree)
         merged["selection"] = settings.selection(__opts__["pillar_roots"].get("base", []))
         problems = schema.problems(merged, tree, written=pillar)
         if problems:
             return {"_errors": [str(problem) for problem in problems]}
-        merged["services"] = services.expand(merged)
         if problems := services.problems(merged):
             return {"_errors": [str(problem) for problem in problems]}
     except PlatformError as err:

@@ -10,7 +10,7 @@ import requests
 
 from aiplatform import reach, slots
 from aiplatform.checks import Finding
-from aiplatform.services import Endpoint, endpoints
+from aiplatform.services import Endpoint, endpoints, expand
 from aiplatform.tables import table
 
 TIMEOUT = 5.0
@@ -42,7 +42,7 @@ def _asked(endpoint: Endpoint, trust: str) -> tuple[bool, str]:
 
 def seen_by_master(settings: Mapping[str, Any]) -> list[Endpoint]:
     """Return the services that the table lets the master reach."""
-    rows = settings["services"]
+    rows = expand(settings)
     return [end for end in endpoints(settings) if {"master", "any"} & set(rows[end.service]["reach"])]
 
 

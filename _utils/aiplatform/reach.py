@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from aiplatform.checks import Finding
-from aiplatform.services import Endpoint, endpoints
+from aiplatform.services import Endpoint, endpoints, expand
 
 REFUSED, ANSWERED = "no connection", "a connection"
 
@@ -19,7 +19,7 @@ def allowed(settings: Mapping[str, Any], endpoint: Endpoint, host: str) -> bool:
     settings
         The effective pillar.
     """
-    reach = settings["services"][endpoint.service]["reach"]
+    reach = expand(settings)[endpoint.service]["reach"]
     roles = settings["platform"]["hosts"][host]["roles"]
     return "any" in reach or bool(set(reach) & set(roles))
 

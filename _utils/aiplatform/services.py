@@ -66,11 +66,11 @@ def endpoints(settings: Settings) -> list[Endpoint]:
     """Return every service on every host that runs it, by host and port.
 
     settings
-        The effective pillar, its table of services expanded.
+        The effective pillar.
     """
     found = [
         Endpoint(name, host, address, row["port"], row["scheme"], row["health"])
-        for name, row in settings["services"].items()
+        for name, row in expand(settings).items()
         for host, address in hosts_of(settings, row["role"]).items()
     ]
     return sorted(found, key=lambda endpoint: (endpoint.host, endpoint.port))
@@ -84,12 +84,12 @@ def urls(settings: Settings) -> dict[str, str]:
 
 
 def problems(settings: Settings) -> list[Problem]:
-    """Return what is wrong with the expanded table: ports that are missing, or taken twice on one host."""
+    """Return what is wrong with the table: ports that are missing, or taken twice on one host."""
     return [*_missing_ports(settings), *_overlapping_ports(settings)]
 
 
 def _missing_ports(settings: Settings) -> Iterator[Problem]:
-    for row in settings["services"].values():
+    for row in expand(settings).values():
         if not isinstance(row["port"], int):
             yield Problem(row["port_key"], row["port"], "a port, or the pillar key that holds one")
 
@@ -102,4 +102,4 @@ def _overlapping_ports(settings: Settings) -> Iterator[Problem]:
         if other != end.service and (other, end.service) not in reported:
             reported.add((other, end.service))
             wanted = f"a port of its own: {other} on {end.host} has this one"
-            yield Problem(settings["services"][end.service]["port_key"], end.port, wanted)
+            yield Problem(expand(settings)[end.service]["port_key"], end.port, wanted)

@@ -33,8 +33,8 @@ def slots_loaded(master):
 def test_a_wrong_hash_is_refused_and_the_running_version_stays(master, ai_server):
     before = ai_server.run("readlink /opt/ollama/current; systemctl show -p MainPID ollama ollama-node0").stdout
     pillar = {"ollama": {"version": "0.17.5", "hashes": {"0.17.5": {"amd64": "0" * 64}}}}
-    source = master.salt("ai_server", "pillar.get", "ollama:source")["ai_server"]
-    pillar["ollama"]["source"] = source.replace("{version}", "0.17.4")
+    published = master.json("grep -v '^#' /srv/pillar/artifacts.sls")["ollama"]
+    pillar["ollama"]["source"] = published["source"].replace("{version}", published["version"])
     rows = master.salt("ai_server", "state.apply", "ollama", f"pillar={json.dumps(pillar)}", check=False)["ai_server"]
     failed = {key: row["comment"] for key, row in rows.items() if row["result"] is False}
     assert any("0" * 64 in comment for comment in failed.values()), failed

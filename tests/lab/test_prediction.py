@@ -16,6 +16,7 @@ from lab.process import docker
 
 FORMULAS = ("docker", "ollama", "vault")
 SCRATCH = topology.Host("scratch", 60, topology.host("ai_server").image, "3g", minion=False)
+SITE = {"platform": {"hosts": {"ai_server": {"address": SCRATCH.address}}}}
 # What an edit, a mishap or an interruption leaves; each is undone or completed by the next run.
 DAMAGES = {
     "a unit is gone": "rm /etc/systemd/system/ollama-node0.service",
@@ -47,7 +48,7 @@ class Scratch:
     def apply(self, pillar: dict | None = None, test: bool = False) -> dict:
         """Apply the formulas; returns the states by id."""
         argv = ["salt-call", "--local", "--out=json", "--id=ai_server", "state.apply", ",".join(FORMULAS)]
-        argv += [f"pillar={json.dumps(pillar)}"] if pillar else []
+        argv += [f"pillar={json.dumps(SITE | (pillar or {}))}"]
         argv += ["test=True"] if test else []
         command = ["exec", "-w", deploy.TARGET, SCRATCH.container, *argv]
         rows = json.loads(docker(*command, check=False, timeout=300))["local"]
@@ -96,7 +97,7 @@ def built(scratch):
 
 
 def test_a_dry_run_of_an_empty_host_writes_nothing(scratch):
-    snapshot = "find /etc /opt /usr/local /mnt /var/lib -xdev -newer /tmp/before ! -path '*/salt/*' ! -path '*/.run/*'"
+    snapshot = "find /etc /opt /usr/local /mnt /var/lib -xdev -type f -newer /tmp/before ! -path '*/salt/*'"
     scratch.run("touch /tmp/before")
     scratch.apply(test=True)
     assert scratch.run(snapshot) == ""

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from _pillar import ai_platform
+from aiplatform import services
 from tests.conftest import CHECKOUT
 
 
@@ -31,7 +32,7 @@ def test_every_default_is_in_place(root, written):
     pillar = compiled(written)
     assert pillar["platform"]["data_root"] == "/mnt/ai_data"
     assert pillar["ollama"]["instances"]["node1"]["port"] == 11434
-    assert pillar["services"]["ollama-node0"]["port"] == 11435
+    assert services.expand(pillar)["ollama-node0"]["port"] == 11435
 
 
 def test_a_minion_learns_its_roles_and_address(root, written):
@@ -73,3 +74,12 @@ def test_entries_that_the_operator_removed_are_gone_for_good(root, written):
     pillar = compiled(written)
     assert set(pillar["ollama"]["instances"]) == {"node1"}
     assert written == {}
+
+
+def test_compiling_the_compiled_pillar_again_changes_nothing(root, written):
+    """As a state run on a masterless host does, whose options carry the pillar compiled before."""
+    once = compiled(written)
+    ai_platform.__opts__["pillar"] = once
+    again = compiled(dict(once))
+    assert "_errors" not in again
+    assert again | {"compiled": 0} == once | {"compiled": 0}

@@ -26,10 +26,7 @@ def refusals(pillar):
     """Every problem, as the operator reads it."""
     merged = settings.effective(pillar, TREE)
     found = schema.problems(merged, TREE, written=pillar)
-    if not found:
-        merged["services"] = services.expand(merged)
-        found = services.problems(merged)
-    return [str(problem) for problem in found]
+    return [str(problem) for problem in found or services.problems(merged)]
 
 
 def put(pillar, path, value):
