@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from aiplatform import measure as measuring
-from aiplatform import measure_run, ollama, scoring, slots
+from aiplatform import measure_run, ollama, scoring, settle, slots
 from aiplatform.errors import PlatformError
 
 log = logging.getLogger(__name__)
@@ -113,6 +113,24 @@ def results() -> dict[str, Any]:
     skipped = measuring.distinct(installed, __pillar__)[1]
     named = {name: why for name, why in skipped.items() if why != measuring.ALIAS}
     return {"models": measuring.complete(_records()), "skipped": named}
+
+
+def choose(test: bool = False) -> dict[str, Any]:
+    """Choose from what this host has measured, and write selection and report: on a server that has no master.
+
+    Returns the changes; ``test`` writes nothing.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local benchmark.choose
+    """
+    if __opts__["file_client"] != "local":
+        raise PlatformError(
+            "The master chooses", expected="a server without a master", hint="salt-run benchmark.choose"
+        )
+    return settle.settle(__pillar__, {__opts__["id"]: results()}, settle.Places.of(__opts__, __pillar__), test)
 
 
 def hardware() -> str:

@@ -52,18 +52,7 @@ def table() -> list[dict[str, Any]]:
 
         salt ai_server model_slots.table
     """
-    return [
-        {
-            "name": resident.name,
-            "slot": resident.slot,
-            "kind": resident.kind,
-            "instance": resident.instance,
-            "model": resident.model,
-            "options": resident.options,
-            "aliases": [alias.name for alias in resident.aliases],
-        }
-        for resident in _table().residents
-    ]
+    return [_row(resident) for resident in _table().residents]
 
 
 def status() -> list[dict[str, Any]]:
@@ -75,12 +64,15 @@ def status() -> list[dict[str, Any]]:
 
         salt ai_server model_slots.status
     """
-    store = _store()
+    # A minion's own copy of the pillar may be older than the selection; states always get a new one, this does not.
+    pillar = __salt__["pillar.items"](unmask=True)
+    store, table = _store(), slots.resolve(pillar, threads())
     rows = []
-    for row, resident in zip(table(), _table().residents, strict=True):
-        runner = _serving(resident.instance, store).runner(resident) or {}
+    for resident in table.residents:
+        runner = _serving(resident.instance, store, table).runner(resident) or {}
         facts = {"context": runner.get("context_length"), "size": runner.get("size")}
-        rows.append({**row, "digest": store.weights(resident.model), "loaded": bool(runner), **facts})
+        digest = store.weights(resident.model)
+        rows.append({**_row(resident), "digest": digest, "loaded": bool(runner), **facts})
     return rows
 
 
@@ -271,8 +263,14 @@ def _store() -> Store:
     return Store(client(min(__pillar__["ollama"]["instances"])), Path(__opts__["cachedir"]) / "ai-platform-store.json")
 
 
-def _serving(instance: str, store: Store | None = None) -> Serving:
-    return Serving(client(instance), store or _store(), _table(), instance, __pillar__["models"]["load_timeout"])
+def _row(resident: slots.Resident) -> dict[str, Any]:
+    plain = {key: getattr(resident, key) for key in ("name", "slot", "kind", "instance", "model", "options")}
+    return {**plain, "aliases": [alias.name for alias in resident.aliases]}
+
+
+def _serving(instance: str, store: Store | None = None, table: slots.Table | None = None) -> Serving:
+    seconds = __pillar__["models"]["load_timeout"]
+    return Serving(client(instance), store or _store(), table or _table(), instance, seconds)
 
 
 def _refuse_shared_weights() -> None:

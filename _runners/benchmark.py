@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from aiplatform import choice, measure_progress, outcome, services, settings, tables
+from aiplatform import choice, measure_progress, outcome, services, settings, settle, tables
 from aiplatform import report as reporting
 from aiplatform import selection as rules
 from aiplatform.errors import PlatformError
@@ -89,7 +88,8 @@ def report() -> dict[str, Any]:
     tables.hush()
     try:
         pillar = settings.load(__opts__)
-        path = reporting.latest(_report_folder(pillar)) or _write_report(pillar["selection"], pillar)
+        folder = settle.Places.of(__opts__, pillar).reports
+        path = reporting.latest(folder) or settle.write_report(folder, pillar["selection"], pillar)
     except PlatformError as err:
         return _refused(err)
     text = path.read_text(encoding="utf-8")
@@ -113,23 +113,14 @@ def _run(models: list[str], fresh: bool, test: bool) -> dict[str, Any]:
 def _choose(pillar: dict[str, Any], test: bool) -> dict[str, Any]:
     hosts = list(services.hosts_of(pillar, "ai_server"))
     if test and _unmeasured(hosts):
-        return {"changes": {"selection": "chosen from what is still to be measured"}, "comment": "Would be chosen anew"}
-    old = pillar["selection"]
-    new = choice.choose(old, _results(hosts), pillar["benchmark"])
-    changes = choice.changes(old, new)
-    if not changes and reporting.latest(_report_folder(pillar)):
-        return {"changes": {}, "comment": "The selection is as measured", "selection": new, "pillar": pillar}
-    changes = changes or {"report": {"old": None, "new": "written"}}
-    if test:
-        return {"changes": changes, "comment": "Would be chosen anew", "selection": new, "pillar": pillar}
-    if new != old:
-        choice.write(choice.path(__opts__["pillar_roots"]["base"]), new)
-    path = _write_report(new, pillar)
-    return {"changes": changes, "comment": f"Chosen; report {path}", "selection": new, "pillar": pillar}
+        return {"changes": settle.LATER, "comment": "Would be chosen anew"}
+    return settle.settle(pillar, _results(hosts), settle.Places.of(__opts__, pillar), test) | {"pillar": pillar}
 
 
 def _unmeasured(hosts: list[str]) -> bool:
     """Return whether any host would still measure something; one that cannot say yet would."""
+    # Outside of states a minion answers by the pillar it last got.
+    __salt__["salt.execute"](hosts, "saltutil.refresh_pillar", kwarg={"wait": True}, tgt_type="list")
     plans = __salt__["salt.execute"](hosts, "benchmark.plan", tgt_type="list")
     missing = __salt__["salt.execute"](hosts, "benchmark.to_be_pulled", tgt_type="list")
     ready = [
@@ -150,25 +141,6 @@ def _results(hosts: list[str]) -> dict[str, dict[str, Any]]:
             hint="is the ollama phase done on these hosts?",
         )
     return {host: answers[host] for host in hosts}
-
-
-def _write_report(selection: dict[str, Any], pillar: dict[str, Any]) -> Path:
-    if not selection:
-        raise PlatformError("There is nothing to report", expected="a selection", hint="salt-run benchmark.run")
-    now = datetime.now(UTC)
-    folder = _report_folder(pillar)
-    path = folder / reporting.file_name(now)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(reporting.markdown(selection, pillar, now), encoding="utf-8")
-    except OSError as err:
-        raise PlatformError("The report cannot be written", where=str(path), actual=str(err)) from err
-    return path
-
-
-def _report_folder(pillar: dict[str, Any]) -> Path:
-    checkout = Path(__opts__["file_roots"]["base"][0]).parent
-    return Path(pillar["benchmark"]["report_dir"] or checkout / "benchmarks" / "results")
 
 
 def _names(value: list[str] | str | None) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from aiplatform import settle
 from aiplatform.ollama import InstanceDown
 from aiplatform.states import converge
 
@@ -27,6 +28,23 @@ def measured(name: str) -> dict[str, Any]:
         test=__opts__["test"],
     )
     return state | {"changes": figures} if figures else state
+
+
+def chosen(name: str) -> dict[str, Any]:
+    """Write the selection and the report that follow from what was measured: on a server that has no master.
+
+    .. code-block:: yaml
+
+        models-chosen:
+          benchmark.chosen:
+            - name: models
+    """
+    return converge(
+        name,
+        plan=lambda: settle.LATER if _unmeasured() else __salt__["benchmark.choose"](test=True)["changes"],
+        apply=lambda: __salt__["benchmark.choose"](),
+        test=__opts__["test"],
+    )
 
 
 def _unmeasured() -> dict[str, Any]:

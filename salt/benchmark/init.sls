@@ -16,3 +16,10 @@ benchmark-measured:
     - require:
       - model_slots: benchmark-models
       - file: benchmark-state-dir
+{% if opts.file_client == "local" %}
+benchmark-chosen:
+  benchmark.chosen:
+    - name: models of this host
+    - require:
+      - benchmark: benchmark-measured
+{% endif %}

@@ -64,7 +64,7 @@ def host(instances, checkout, tmp_path_factory):
     folder = tmp_path_factory.mktemp("host")
     pillar = settings.effective(yaml.safe_load(PILLAR), checkout / "salt")
     pillar |= {"selection": {}}
-    pillar["benchmark"]["state_dir"] = str(folder / "state")
+    pillar["benchmark"] |= {"state_dir": str(folder / "state"), "report_dir": str(folder / "reports")}
     pillar["ollama"]["api_host"] = "127.0.0.1"
     for name, client in instances.items():
         pillar["ollama"]["instances"][name]["port"] = urlsplit(client.base_url).port
@@ -74,8 +74,10 @@ def host(instances, checkout, tmp_path_factory):
         "numa.plan": lambda: threads,
         "cp.get_file_str": lambda _: suite,
         "service.available": lambda _: False,
+        "pillar.items": lambda unmask: pillar,
     }
-    opts = {"test": False, "file_client": "local", "cachedir": str(folder)}
+    opts = {"test": False, "file_client": "local", "cachedir": str(folder), "id": "one"}
+    opts |= {"pillar_roots": {"base": [str(folder)]}, "file_roots": {"base": [str(checkout / "salt")]}}
     for module in (benchmark, model_slots, benchmark_state, slots_state):
         vars(module).update(__pillar__=pillar, __salt__=called, __opts__=opts, __grains__=GRAINS)
     for name, module in (("benchmark", benchmark), ("model_slots", model_slots)):
@@ -149,6 +151,19 @@ def test_a_kept_selection_spares_a_new_host_the_measuring(host):
     aside = kept.rename(kept.with_suffix(".aside"))
     assert benchmark.plan()["measure"] == {}
     aside.rename(kept)
+
+
+def test_a_server_without_a_master_chooses_for_itself(host):
+    host.pillar["selection"] = {}
+    host.opts["test"] = True
+    predicted = benchmark_state.chosen("all")
+    host.opts["test"] = False
+    state = benchmark_state.chosen("all")
+    assert state["changes"] == predicted["changes"]
+    assert state["changes"]["slot1_general"] == {"old": None, "new": "gemma:test"}
+    assert len(list((host.folder / "reports").glob("benchmark_*.md"))) == 1
+    host.pillar["selection"] = settings.selection([str(host.folder)])
+    assert benchmark_state.chosen("all")["changes"] == {}
 
 
 def test_without_a_selection_the_slots_say_so(host, dry):

@@ -145,6 +145,11 @@ def test_a_dry_run_on_an_empty_host_says_what_will_be_measured(salt):
     assert state["changes"] == {"a:1": "to be measured once it is pulled"}
 
 
+def test_with_a_master_the_master_chooses(salt):
+    with pytest.raises(PlatformError, match=r"salt-run benchmark\.choose"):
+        benchmark.choose()
+
+
 # -- slots --------------------------------------------------------------------------------------------------------
 
 
@@ -238,6 +243,7 @@ def master(pillar, checkout, tmp_path, monkeypatch):
         "benchmark.results": {"models": [measured("a:1")], "skipped": {}},
         "benchmark.plan": {"measure": {}, "keep": ["a:1"], "skip": {}},
         "benchmark.to_be_pulled": [],
+        "saltutil.refresh_pillar": True,
         "state.apply": {"x": {"result": True, "changes": {}, "comment": "", "__id__": "x", "name": "x"}},
     }
     asked: list[tuple] = []
