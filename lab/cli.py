@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -34,16 +35,18 @@ def main() -> int:
     restart = commands.add_parser("restart", help="reboot a host and wait until it is up")
     restart.add_argument("host")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, interrupted)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupted)
     try:
         return run_command(args)
-    except LabError as err:
+    except (LabError, OSError) as err:
         note(f"\n{err}")
         return 1
     except KeyboardInterrupt:
         end_all()
         note("\nInterrupted. The next make lab carries on from here; make lab-down removes what there is.")
-        return INTERRUPTED
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)  # a thread that computes would be waited for
 
 
 def interrupted(_number: int, _frame: FrameType | None) -> None:

@@ -13,7 +13,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,7 +25,7 @@ import requests
 from aiplatform import wait
 from aiplatform.errors import WaitTimeoutError
 from lab import artifacts, gguf_files
-from lab.process import end, run
+from lab.process import end, run, under_way
 from lab.settings import REGISTRY_PORT, LabError, address, cache, folder
 from lab.steps import Step
 
@@ -201,12 +200,15 @@ def push_fresh() -> str | None:
 def push() -> str:
     """Create what is missing in a store of its own, and push it."""
     todo = missing()
-    with tempfile.TemporaryDirectory(dir=folder("work")) as store, server(Path(store)) as url:
+    store = folder("work", "store")
+    shutil.rmtree(store)
+    with server(store) as url:
         for model in todo:
             create(url, model)
             post(url, "push", {"model": model.full_name(), "insecure": True, "stream": False})
             noted = pushed() | {model.name: push_recipe(model)}
             (folder("lab") / "pushed.json").write_text(json.dumps(noted, indent=2))
+    shutil.rmtree(store)
     return ", ".join(model.name for model in todo)
 
 
@@ -249,11 +251,12 @@ def server(store: Path) -> Iterator[str]:
         process = subprocess.Popen(
             [binary, "serve"], env=env, stdout=log, stderr=log, start_new_session=True, text=True
         )
-        try:
-            await_server(process, f"http://127.0.0.1:{port}")
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            end(process)
+        with under_way(process):
+            try:
+                await_server(process, f"http://127.0.0.1:{port}")
+                yield f"http://127.0.0.1:{port}"
+            finally:
+                end(process)
 
 
 def await_server(process: subprocess.Popen[str], url: str) -> None:

@@ -7,7 +7,8 @@ import shlex
 import signal
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -48,16 +49,12 @@ def run(
     target = (folder("logs") / f"{log}.log").open("a") if log else None
     try:
         process = _start(words, target, cwd, env, stdin is not None)
-        with _guard:
-            _running.add(process)
-        try:
-            out, err = process.communicate(stdin, timeout=timeout)
-        except subprocess.TimeoutExpired as late:
-            end(process)
-            raise LabError(f"{shlex.join(words)}: no end after {timeout:.0f} s") from late
-        finally:
-            with _guard:
-                _running.discard(process)
+        with under_way(process):
+            try:
+                out, err = process.communicate(stdin, timeout=timeout)
+            except subprocess.TimeoutExpired as late:
+                end(process)
+                raise LabError(f"{shlex.join(words)}: no end after {timeout:.0f} s") from late
     finally:
         if target:
             target.close()
@@ -88,10 +85,17 @@ def _start(
 def stream(argv: Sequence[str]) -> int:
     """Run a command whose output goes where this process's does; returns its exit code."""
     process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True, text=True)
+    with under_way(process):
+        return process.wait()
+
+
+@contextmanager
+def under_way(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Have a command ended by an interruption, while this lasts."""
     with _guard:
         _running.add(process)
     try:
-        return process.wait()
+        yield
     finally:
         with _guard:
             _running.discard(process)

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class Progress:
             self.line(number, step.title, "...", None)
             try:
                 result = step.do()
-            except LabError:
+            except (LabError, OSError):
                 self.line(number, step.title, "failed", time.monotonic() - begin)
                 raise
             word = "done"
@@ -82,32 +82,36 @@ def run_steps(steps: Sequence[Step]) -> float:
         LabError: of the first step that failed; those under way are waited for, and no further one starts.
     """
     progress = Progress(len(steps))
-    waiting = list(steps)
-    done: set[str] = set()
-    running: dict[Future[None], str] = {}
-    errors: list[BaseException] = []
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        while running or (waiting and not errors):
-            ready = [step for step in waiting if done.issuperset(step.needs)] if not errors else []
-            waiting = [step for step in waiting if step not in ready]
-            running |= {pool.submit(progress.run, step): step.title for step in ready}
-            if not running:
-                raise ValueError(f"steps that need what is not there: {[step.title for step in waiting]}")
-            ended = first_ended(running)
-            errors += [error for future in ended if (error := future.exception())]
-            done |= {running.pop(future) for future in ended}
+    pool = ThreadPoolExecutor(PARALLEL)
+    try:
+        errors = _run_all(steps, lambda step: pool.submit(progress.run, step))
+    except KeyboardInterrupt:
+        # The threads end with their commands or with this process; waiting for them could take minutes.
+        end_all()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
     if errors:
         raise errors[0]
     return time.monotonic() - progress.started
 
 
-def first_ended(running: Iterable[Future[None]]) -> set[Future[None]]:
-    """Wait for a step to end; an interruption ends the commands of all of them first, else their threads would stay."""
-    try:
-        return wait(running, return_when=FIRST_COMPLETED).done
-    except KeyboardInterrupt:
-        end_all()
-        raise
+def _run_all(steps: Sequence[Step], submit: Callable[[Step], Future[None]]) -> list[BaseException]:
+    """Submit each step once its needs are met, until all are done or one failed; returns what failed."""
+    waiting = list(steps)
+    done: set[str] = set()
+    running: dict[Future[None], str] = {}
+    errors: list[BaseException] = []
+    while running or (waiting and not errors):
+        ready = [step for step in waiting if done.issuperset(step.needs)] if not errors else []
+        waiting = [step for step in waiting if step not in ready]
+        running |= {submit(step): step.title for step in ready}
+        if not running:
+            raise ValueError(f"steps that need what is not there: {[step.title for step in waiting]}")
+        ended = wait(running, return_when=FIRST_COMPLETED).done
+        errors += [error for future in ended if (error := future.exception())]
+        done |= {running.pop(future) for future in ended}
+    return errors
 
 
 @contextmanager

@@ -1,0 +1,79 @@
+"""The machine: what is told without root or engine, and which engine the lab stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+
+import pytest
+
+from lab import machine
+from lab.settings import LabError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def test_without_engine_and_root_the_two_ways_out_are_named(monkeypatch):
+    monkeypatch.setattr(machine, "is_root", lambda: False)
+    with pytest.raises(LabError, match=r"as root.*group docker"):
+        machine.start_engine()
+
+
+def test_without_root_missing_packages_are_named(monkeypatch):
+    monkeypatch.setattr(machine, "is_root", lambda: False)
+    monkeypatch.setattr(machine, "missing_packages", lambda names: names[1:])
+    monkeypatch.setattr(machine.shutil, "which", lambda _name: "/usr/bin/apt-get")
+    with pytest.raises(LabError, match="Building it needs two, three"):
+        machine.ensure_packages(["one", "two", "three"], "Building it")
+
+
+def test_on_another_system_the_packages_are_named(monkeypatch):
+    monkeypatch.setattr(machine.shutil, "which", lambda _name: None)
+    with pytest.raises(LabError, match="no apt-get"):
+        machine.ensure_packages(["one"], "Building it")
+
+
+@pytest.fixture
+def engine():
+    """A process that looks like an engine."""
+    process = subprocess.Popen(["bash", "-c", "exec -a /usr/sbin/dockerd sleep 60"])
+    machine.wait.until(
+        lambda: machine.Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(b"/usr/sbin"), 10, 0.05
+    )
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_the_engine_that_the_lab_started_is_stopped(monkeypatch, engine):
+    monkeypatch.setattr(machine, "docker", lambda *_argv: "")
+    machine.pid_file().write_text(str(engine.pid))
+    assert "stopped" in machine.stop_engine()
+    with pytest.raises(ProcessLookupError):
+        os.kill(engine.pid, 0)
+    assert not machine.pid_file().exists()
+
+
+def test_an_engine_of_somebody_else_is_left_running(engine):
+    assert "left running" in machine.stop_engine()
+    assert engine.poll() is None
+
+
+def test_an_engine_with_other_containers_is_left_running(monkeypatch, engine):
+    monkeypatch.setattr(machine, "docker", lambda *_argv: "abc\n")
+    machine.pid_file().write_text(str(engine.pid))
+    assert "1 containers that are not the lab's" in machine.stop_engine()
+    assert engine.poll() is None
+
+
+def test_a_process_that_is_no_engine_is_never_taken_for_one(monkeypatch):
+    sent: list[int] = []
+    monkeypatch.setattr(machine.os, "kill", lambda _pid, number: sent.append(number))
+    machine.pid_file().write_text(str(os.getpid()))
+    assert machine.own_engine() is None
+    machine.stop_engine()
+    assert signal.SIGTERM not in sent
