@@ -21,6 +21,10 @@ from aiplatform.vault_policy import MASTER_MOUNT, Wanted
 from aiplatform.wait import until
 
 START_SECONDS = 60
+LOST = {
+    "old": "initialised by a run that was killed before it stored the keys",
+    "new": "set aside, started on an empty one",
+}
 
 
 class Host(Protocol):
@@ -117,9 +121,12 @@ class Bootstrap:
         if not certificate or reason in ("no certificate is in place", "it is not signed by the platform's authority"):
             self.changes["vault"] = {"old": None, "new": "initialised, unsealed and filled"}
             return
-        state = vault.seal(self.anonymous())
-        if not state.initialized:
-            self._check_unborn(self.store.read(KEYS))
+        state, keys = vault.seal(self.anonymous()), self.store.read(KEYS)
+        if state.initialized and keys is None:
+            self._check_recoverable(facts["storage_id"], state)
+            self.changes["storage"] = LOST
+        if not state.initialized or keys is None:
+            self._check_unborn(keys)
             self.changes["vault"] = {"old": None, "new": "initialised, unsealed and filled"}
         elif state.sealed:
             self._keys_for(facts["storage_id"])
@@ -218,10 +225,18 @@ class Bootstrap:
             )
 
     def _recover(self, storage_id: str, state: vault.Seal) -> str:
-        """Start over where an own initialisation was killed before its keys were stored.
+        """Start over where an own initialisation was killed before its keys were stored."""
+        self._check_recoverable(storage_id, state)
+        fresh = self.host.set_storage_aside(storage_id)
+        self._await()
+        self.changes["storage"] = LOST
+        return fresh
 
-        Such a Vault was never unsealed, so it holds nothing. The marker proves that it is ours: it was written,
-        with the identity of this very storage, while Vault said that it was not initialised.
+    def _check_recoverable(self, storage_id: str, state: vault.Seal) -> None:
+        """Make sure that the Vault whose keys are lost is ours and was never unsealed, so that it holds nothing.
+
+        The marker proves it: it was written, with the identity of this very storage, while Vault said that it was
+        not initialised.
         """
         marker = self.store.read(MARKER)
         if marker is None or marker["storage_id"] != storage_id or not state.sealed:
@@ -233,13 +248,6 @@ class Bootstrap:
                 hint="restore the key store from its backup; or, if that Vault is given up, "
                 "`salt-run vault_server.reset confirm=<address of Vault>` sets its storage aside, then run again",
             )
-        fresh = self.host.set_storage_aside(storage_id)
-        self._await()
-        self.changes["storage"] = {
-            "old": "initialised by a run that was killed before it stored the keys",
-            "new": "set aside, started on an empty one",
-        }
-        return fresh
 
     # Unsealing -----------------------------------------------------------------------------------------------------
 

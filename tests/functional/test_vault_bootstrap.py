@@ -339,6 +339,8 @@ def test_killed_anywhere_a_new_run_ends_well(fresh, point):
 def test_killed_again_while_it_recovers(fresh):
     lost = (vault, "initialize", 1, "after")
     assert killed_at(fresh, *lost) == -signal.SIGKILL
+    assert set(fresh.bootstrap(test=True).run()) == {"storage", "vault"}
+    assert list(fresh.data.parent.glob("data.aside-*")) == []
     assert killed_at(fresh, *lost) == -signal.SIGKILL
     fresh.bootstrap().run()
     assert fresh.bootstrap().run() == {}
@@ -373,8 +375,9 @@ def test_an_initialised_vault_without_keys_stops(fresh):
     fresh.bootstrap().run()
     (fresh.store.path / "init.json").rename(fresh.folder / "elsewhere")
     fresh.restart()
-    with pytest.raises(PlatformError, match="restore the key store"):
-        fresh.bootstrap().run()
+    for test in (True, False):
+        with pytest.raises(PlatformError, match="restore the key store"):
+            fresh.bootstrap(test=test).run()
     assert list(fresh.data.parent.glob("data.aside-*")) == []
 
 
