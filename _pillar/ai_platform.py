@@ -12,7 +12,7 @@ from typing import Any
 from aiplatform import schema, services, settings
 from aiplatform.errors import PlatformError
 
-DERIVED = frozenset({"selection", "roles", "address", "compiled"})
+DERIVED = frozenset({"selection", "roles", "address", "compiled", "services"})
 
 
 def ext_pillar(minion_id: str, pillar: dict[str, Any], formulas: str) -> dict[str, Any]:
@@ -25,20 +25,19 @@ def ext_pillar(minion_id: str, pillar: dict[str, Any], formulas: str) -> dict[st
     formulas
         The state tree whose ``*/defaults.yaml`` and ``*/schema.yaml`` count.
 
-    Adds ``selection`` (the benchmark's choice of models), ``roles`` and ``address`` of this minion, and
-    ``compiled`` (the master's time, in seconds since 1970). Where anything is wrong the answer is ``_errors`` alone:
-    Salt then runs no state.
+    Adds ``selection`` (the benchmark's choice of models), ``roles`` and ``address`` of this minion, ``compiled``
+    (the master's time, in seconds since 1970), and fills in the table of services. Where anything is wrong the
+    answer is ``_errors`` alone: Salt then runs no state.
     """
     tree = Path(formulas)
-    # On a masterless host a state run compiles the pillar again, on top of the one compiled before.
-    for key in DERIVED & (__opts__.get("pillar") or {}).keys():
-        pillar.pop(key, None)
+    _forget(pillar)
     try:
         merged = settings.effective(pillar, tree)
         merged["selection"] = settings.selection(__opts__["pillar_roots"].get("base", []))
         problems = schema.problems(merged, tree, written=pillar)
         if problems:
             return {"_errors": [str(problem) for problem in problems]}
+        merged["services"] = services.expand(merged)
         if problems := services.problems(merged):
             return {"_errors": [str(problem) for problem in problems]}
     except PlatformError as err:
@@ -48,3 +47,15 @@ def ext_pillar(minion_id: str, pillar: dict[str, Any], formulas: str) -> dict[st
     # Salt merges what is returned into what it has: entries that the operator removed must go there too.
     pillar.clear()
     return merged
+
+
+def _forget(pillar: dict[str, Any]) -> None:
+    """Take out what an earlier compilation in this process has added.
+
+    Salt begins with the pillar that the options carry, as they do in a masterless state run. Whatever the operator
+    writes has replaced its part of that by now.
+    """
+    before = __opts__.get("pillar") or {}
+    for key in DERIVED & pillar.keys():
+        if pillar[key] == before.get(key):
+            del pillar[key]

@@ -213,7 +213,7 @@ def _remember(
     if not failed:
         record.clear()
         return
-    bad = {row.phase for row in rows if not row.good} | {phases.SYNC}
+    bad = {row.phase for row in rows if not row.good} | {phases.MINIONS}
     record.failed(inputs, limit, [*done, *(row.phase for row in rows if row.phase not in bad)])
 
 

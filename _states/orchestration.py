@@ -4,7 +4,61 @@ from __future__ import annotations
 
 from typing import Any
 
-from aiplatform import tables
+from aiplatform import checks, deploy, tables
+
+# Under this name a minion keeps which modules it has, next to them in its cache.
+DIGEST = "ai_platform_modules"
+# Seconds that an idle minion gets to answer; far more than it needs.
+ANSWER = 5
+
+
+def minions(name: str, hosts: list[str]) -> dict[str, Any]:
+    """Make sure that every minion answers and has this tree's modules and states.
+
+    ``state.apply`` of one formula brings no modules. All of ``saltutil.sync_all`` at each deploy would cost
+    seconds, so a minion remembers what it has. A dry run brings them too: they are Salt's own cache.
+
+    hosts
+        The minion ids.
+
+    .. code-block:: yaml
+
+        minions:
+          orchestration.minions:
+            - hosts: [ai_server]
+    """
+    wanted = deploy.modules_digest(__opts__["file_roots"]["base"])
+    answers = _ask(hosts, "data.get", [DIGEST])
+    silent = [host for host in hosts if host not in answers]
+    behind = [host for host in hosts if host in answers and answers[host] != wanted]
+    if behind:
+        # The master lists its files anew only every 20 seconds.
+        __salt__["saltutil.runner"]("fileserver.clear_file_list_cache")
+        synced = _ask(behind, "saltutil.sync_all")
+        silent += [host for host in behind if host not in synced]
+        _ask(list(synced), "data.update", [DIGEST, wanted])
+    lines = [checks.sentence(_no_answer().on(host)) for host in silent]
+    comment = "\n".join(lines) or f"All answer; modules brought to {', '.join(behind) or 'none'}"
+    changes = {host: "modules synced" for host in behind if host not in silent and not __opts__["test"]}
+    return {"name": name, "result": not silent, "changes": changes, "comment": comment}
+
+
+def _ask(hosts: list[str], function: str, arguments: list[Any] | None = None) -> dict[str, Any]:
+    """Return the answers of the minions that answer."""
+    answers = __salt__["saltutil.cmd"](
+        hosts, function, arg=arguments or [], tgt_type="list", timeout=ANSWER, gather_job_timeout=ANSWER
+    )
+    return {host: answer["ret"] for host, answer in answers.items() if "ret" in answer and not answer.get("failed")}
+
+
+def _no_answer() -> checks.Finding:
+    return checks.Finding(
+        "the minion answers",
+        ok=False,
+        expected=f"an answer within {ANSWER} s",
+        actual="none",
+        hint="systemctl status salt-minion on the host; can it reach the master's ports 4505 and 4506?",
+    )
 
 
 def runner(name: str, **kwargs: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aiplatform.errors import PlatformError
-from aiplatform.phases import STATE, Step
+from aiplatform.phases import MINIONS, RUNNER, STATE, Step
 
 FOLDER = "ai_platform"
 # What differs between two runs of one deploy and must not make it another one: the benchmark writes the selection.
@@ -140,18 +140,20 @@ def _files(folder: Path) -> Iterable[Path]:
 def salt_state(step: Step) -> dict[str, Any]:
     """Return a step as the state that the orchestration renders: ``id``, ``function`` and ``arguments``."""
     # Two phases may work on one host at the same time: the graph says that they do not need each other.
-    arguments: list[dict[str, Any]] = [{"parallel": True}]
-    if step.kind == STATE:
-        arguments += [{"tgt": list(step.hosts)}, {"tgt_type": "list"}, {"sls": step.name}, {"concurrent": True}]
-    else:
-        arguments += [{"name": step.name}]
-    if step.require:
-        arguments += [{"require": list(step.require)}]
-    return {
-        "id": step.id,
-        "function": "salt.state" if step.kind == STATE else "orchestration.runner",
-        "arguments": arguments,
+    salted = {"tgt": list(step.hosts), "tgt_type": "list", "sls": step.name, "concurrent": True}
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
+        STATE: ("salt.state", salted),
+        RUNNER: ("orchestration.runner", {"name": step.name}),
+        MINIONS: ("orchestration.minions", {"hosts": list(step.hosts)}),
     }
+    function, values = kinds[step.kind]
+    values = {"parallel": True, **values} | ({"require": list(step.require)} if step.require else {})
+    return {"id": step.id, "function": function, "arguments": [{key: value} for key, value in values.items()]}
+
+
+def modules_digest(file_roots: Iterable[str]) -> str:
+    """Return one hash over the Python folders that minions get from the state trees."""
+    return fingerprint({}, [str(folder) for root in file_roots for folder in sorted(Path(root).glob("_*"))])
 
 
 def without_key(hosts: Iterable[str], accepted: Iterable[str]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from aiplatform.errors import PlatformError
-from aiplatform.phases import STATE, Step
+from aiplatform.phases import MINIONS, STATE, Step
 from aiplatform.tables import table
 
 OK, CHANGED, WOULD_CHANGE, FAILED, NOT_RUN = "ok", "changed", "would change", "FAILED", "not run"
@@ -113,7 +113,8 @@ def _rows_of(step: Step, state: Mapping[str, Any]) -> Iterator[tuple[Row, list[F
     if step.kind != STATE:
         changed = sorted(map(str, state.get("changes", {})))
         result = _verdict(state.get("result"), changed)
-        causes = [Failure(step.phase, "master", step.name, str(state.get("comment")))] if result == FAILED else []
+        reasons = str(state.get("comment")).splitlines() if step.kind == MINIONS else [str(state.get("comment"))]
+        causes = [Failure(step.phase, "master", step.name, reason) for reason in reasons if result == FAILED]
         yield Row(step.phase, step.id, "master", result, changed, seconds), causes
         return
     answers = state.get("changes", {}).get("ret", {})

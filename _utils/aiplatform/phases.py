@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from aiplatform.errors import PlatformError
 from aiplatform.schema import one_of
 
 STATE, RUNNER = "state", "runner"
-# The step that brings changed Python modules to the hosts when no phase before it has done so.
-SYNC = "sync"
+# The step before all phases: every minion answers and has this tree's Python modules.
+MINIONS = "minions"
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,9 @@ def plan(
             before = [found[name][-1].id for name in sorted(_nearest(phase.name, phases, found))]
             found[phase.name] = _chain(phase, targets, before)
     steps = [step for chain in found.values() for step in chain]
-    return _with_sync(steps) if steps else []
+    every = tuple(name for name in hosts if any(name in step.hosts for step in steps))
+    first = Step(MINIONS, MINIONS, MINIONS, MINIONS, every)
+    return [first, *(replace(step, require=step.require or (MINIONS,)) for step in steps)] if steps else []
 
 
 def _targets(phase: Phase, hosts: Mapping[str, Mapping[str, Any]], limit: Sequence[str]) -> tuple[str, ...]:
@@ -133,17 +135,3 @@ def _chain(phase: Phase, targets: tuple[str, ...], before: list[str]) -> list[St
         require = tuple(before) if number == 1 else (steps[-1].id,)
         steps.append(Step(step_id, phase.name, kind, name, targets, require))
     return steps
-
-
-def _with_sync(steps: list[Step]) -> list[Step]:
-    """Put a step in front that syncs the modules, unless all steps wait for one phase that does it.
-
-    Two states that run side by side on one host must not both renew its modules.
-    """
-    roots = [step for step in steps if not step.require]
-    every = {host for step in steps for host in step.hosts}
-    if len(roots) == 1 and roots[0].kind == STATE and every <= set(roots[0].hosts):
-        return steps
-    sync = Step(SYNC, SYNC, STATE, "platform", tuple(sorted(every)))
-    waiting = [step if step.require else Step(**(vars(step) | {"require": (SYNC,)})) for step in steps]
-    return [sync, *waiting]

@@ -158,8 +158,23 @@ def test_a_minion_that_is_down_is_named_and_the_deploy_carried_on(site):
     finally:
         down.start()
     assert data["retcode"] == 1
-    assert [failure["host"] for failure in data["failures"]] == ["coredns_host"]
-    assert "minion coredns_host did not answer" in data["failures"][0]["reason"]
-    assert results(data)["preflight", "ai_server"] == "changed"
-    assert results(data)["vault", "ai_server"] == "not run"
+    assert len(data["failures"]) == 1
+    assert "host: coredns_host; check: the minion answers; expected: " in data["failures"][0]["reason"]
+    assert results(data)["preflight", "ai_server"] == "not run"
+    assert site.ran() == set()
     assert site.deploy()["retcode"] == 0
+
+
+def test_changed_modules_reach_the_minions_before_anything_runs(site):
+    """A state run on a minion brings no modules by itself."""
+    fresh = site.path / "salt/_grains"
+    fresh.mkdir()
+    (fresh / "fresh.py").write_text("def fresh():\n    return {'fresh': True}\n")
+    try:
+        assert ("master", "ai_server") in changed(site.deploy(phases="docker"))
+        has = site.master.salt_cli(timeout=60).run("saltutil.list_extmods", minion_tgt="ai_server").data
+        assert has["grains"] == ["fresh"]
+        assert changed(site.deploy(phases="docker")) == set()
+    finally:
+        (fresh / "fresh.py").unlink()
+        fresh.rmdir()

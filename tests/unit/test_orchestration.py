@@ -80,12 +80,12 @@ def master(monkeypatch, tmp_path):
 
 def test_the_steps_of_a_whole_deploy(master):
     ids = [step["id"] for step in module.steps()]
-    assert ids[0] == "preflight"
+    assert ids[:2] == ["minions", "preflight"]
     assert ids[-1] == "verify"
 
 
 def test_narrowed_to_phases_and_hosts(master):
-    assert [step["id"] for step in module.steps(["docker"], ["coredns_host"])] == ["docker"]
+    assert [step["id"] for step in module.steps(["docker"], ["coredns_host"])] == ["minions", "docker"]
 
 
 def test_a_host_without_a_key_is_named(master):
@@ -93,3 +93,59 @@ def test_a_host_without_a_key_is_named(master):
     with pytest.raises(CommandExecutionError, match=r"none for nginx_proxy; next: salt-run ai_platform\.bootstrap"):
         module.steps()
     assert module.steps(limit=["ai_server"])
+
+
+class Minions:
+    """Minions by id with the digest of the modules they have; None where one is down."""
+
+    def __init__(self, have):
+        self.have = have
+        self.synced = []
+
+    def cmd(self, hosts, function, arg, **kwargs):
+        answers = {host: self.have[host] for host in hosts if self.have[host] is not None}
+        if function == "saltutil.sync_all":
+            self.synced += hosts
+        if function == "data.update":
+            self.have |= dict.fromkeys(hosts, arg[1])
+        down = {host: {"failed": True} for host in hosts if host not in answers}
+        return {host: {"ret": answer} for host, answer in answers.items()} | down
+
+
+@pytest.fixture
+def ask(monkeypatch):
+    """Call the state against minions; returns its result and the minions."""
+
+    def call(have, test=False):
+        found = Minions(have)
+        salt_functions = {"saltutil.cmd": found.cmd, "saltutil.runner": lambda name: None}
+        opts = {"test": test, "file_roots": {"base": [str(CHECKOUT / "salt")]}}
+        monkeypatch.setattr(state, "__salt__", salt_functions, raising=False)
+        monkeypatch.setattr(state, "__opts__", opts, raising=False)
+        return state.minions("minions", list(have)), found
+
+    return call
+
+
+DIGEST = deploy.modules_digest([str(CHECKOUT / "salt")])
+
+
+def test_minions_that_have_the_modules_get_nothing(ask):
+    ret, minions = ask({"a": DIGEST, "b": DIGEST})
+    assert (ret["result"], ret["changes"], minions.synced) == (True, {}, [])
+
+
+@pytest.mark.parametrize("test", [False, True])
+def test_minions_that_are_behind_get_the_modules_in_a_dry_run_too(ask, test):
+    ret, minions = ask({"a": DIGEST, "b": ""}, test)
+    assert ret["result"] is True
+    assert minions.synced == ["b"]
+    assert minions.have["b"] == DIGEST
+    assert ret["changes"] == ({} if test else {"b": "modules synced"})
+
+
+def test_a_minion_that_is_down_is_named_with_the_four_fields(ask):
+    ret, _ = ask({"a": DIGEST, "b": None})
+    assert ret["result"] is False
+    line = "host: b; check: the minion answers; expected: an answer within 5 s; actual: none; next: "
+    assert ret["comment"].startswith(line)

@@ -65,7 +65,7 @@ def test_a_phase_left_out_is_looked_through(graph):
 
 def test_limited_to_a_host_the_others_phases_are_left_out(graph):
     steps = phases.plan(graph, HOSTS, limit=["coredns_host"])
-    assert [step.phase for step in steps] == ["preflight", "docker", "verify"]
+    assert [step.phase for step in steps] == ["minions", "preflight", "docker", "verify"]
     assert {step.hosts for step in steps} == {("coredns_host",)}
 
 
@@ -74,14 +74,14 @@ def test_two_hosts_of_one_role_are_both_targets(graph):
     assert by_id(phases.plan(graph, more))["ollama"].hosts == ("ai_server", "second")
 
 
-def test_states_side_by_side_wait_for_the_modules(graph):
+def test_before_anything_the_minions_answer_and_have_the_modules(graph):
     steps = by_id(phases.plan(graph, HOSTS, only=["vault", "docker"]))
-    assert steps["sync"].hosts == ("ai_server", "coredns_host")
-    assert steps["vault"].require == steps["docker"].require == ("sync",)
+    assert steps["minions"].hosts == ("ai_server", "coredns_host")
+    assert steps["vault"].require == steps["docker"].require == ("minions",)
 
 
-def test_one_phase_alone_brings_its_modules_itself(graph):
-    assert [step.id for step in phases.plan(graph, HOSTS, only=["ollama"])] == ["ollama"]
+def test_nothing_to_run_is_no_step(graph):
+    assert phases.plan(graph, HOSTS, only=["vault"], limit=["nginx_proxy"]) == []
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,11 @@ def test_a_secret_is_never_shown(pillar):
     assert "1:abc" not in " ".join(refusals(put(pillar, "openclaw", {"telegram_token": "1:abc"})))
 
 
+def test_how_a_secret_is_made_is_no_secret(pillar):
+    wanted = {"readers": ["ai_server"], "keys": {"admin_password": "base64_16"}}
+    assert refusals(put(pillar, "vault.secrets.wiki", wanted)) == []
+
+
 def test_all_problems_are_found_at_once(pillar):
     wrong = put(put(put(pillar, "platform.domain", 5), "platform.slug", "A B"), "preflight.root_free_gb", -1)
     assert len(refusals(wrong)) == 3
