@@ -25,7 +25,7 @@ SALT_KEYS = frozenset({"beacons", "mine_functions", "mine_interval", "schedule",
 # Keys that hold a secret wherever they stand.
 _SECRET = re.compile(r"(^|_)(password|passwd|passphrase|secret|token|api_key|private_key|unseal_key)$")
 # Below this key the values say how each secret is made.
-_SECRET_MAP = "vault.secrets."
+_GENERATED = "vault.secrets."
 _MODEL = re.compile(r"^[^\s:]+(:\d+/[^\s:]+)?:[\w][\w.-]*$")
 _DOMAIN = re.compile(r"^(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
 _FORMATS = {
@@ -103,7 +103,7 @@ def literal_secrets(written: Any, path: str = "") -> Iterator[Problem]:
         return
     for key, value in written.items():
         name = f"{path}{key}"
-        if isinstance(value, str) and value and _SECRET.search(str(key)) and not name.startswith(_SECRET_MAP):
+        if isinstance(value, str) and value and _SECRET.search(str(key)) and not name.startswith(_GENERATED):
             yield Problem(name, "(hidden)", "no secret in pillar: secrets are kept in Vault")
         yield from literal_secrets(value, f"{name}.")
 
