@@ -79,6 +79,8 @@ def watched(name: str, port: int = 8202, interval: int = 5, enabled: bool = True
     enabled
         False takes the watch away.
 
+    Without a master there is nobody to tell: nothing is done.
+
     .. code-block:: yaml
 
         vault_sealed:
@@ -90,7 +92,7 @@ def watched(name: str, port: int = 8202, interval: int = 5, enabled: bool = True
     content = yaml.safe_dump({"beacons": {name: options}}) if enabled else None
     return converge(
         name,
-        plan=lambda: _watch_changes(target, content),
+        plan=lambda: {} if __opts__.get("file_client") == "local" else _watch_changes(target, content),
         apply=lambda: _watch(name, options, target, content),
         test=__opts__["test"],
     )
@@ -102,15 +104,13 @@ def _watch_changes(target: Path, wanted: str | None) -> dict[str, Any]:
 
 
 def _watch(name: str, options: list[dict[str, Any]], target: Path, content: str | None) -> None:
-    """Tell the running minion, where one runs, and write the file for its next start."""
-    if __opts__.get("file_client") != "local":
-        __salt__["beacons.delete"](name)
-        if content is not None:
-            answer = __salt__["beacons.add"](name, options)
-            if not answer["result"]:
-                raise PlatformError("The minion does not take the watch over Vault", actual=answer["comment"])
+    """Tell the running minion, and write the file for its next start."""
+    __salt__["beacons.delete"](name)
     if content is None:
         target.unlink(missing_ok=True)
-    else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(content)
+        return
+    answer = __salt__["beacons.add"](name, options)
+    if not answer["result"]:
+        raise PlatformError("The minion does not take the watch over Vault", actual=answer["comment"])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(content)

@@ -132,6 +132,11 @@ class TestStates:
             assert state.watched("vault_sealed", enabled=False)["changes"]
             assert not target.exists()
 
+    def test_without_a_master_nobody_is_told(self, state, salt, monkeypatch):
+        monkeypatch.setattr(states, "__opts__", states.__opts__ | {"file_client": "local"})
+        assert state.watched("vault_sealed")["changes"] == {}
+        salt["beacons.add"].assert_not_called()
+
     def test_a_minion_that_refuses_the_watch_fails_the_state(self, state, salt, dry, tmp_path):
         salt["beacons.add"].return_value = {"result": False, "comment": "not available"}
         ret = state.watched("vault_sealed")
