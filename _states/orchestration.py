@@ -8,8 +8,6 @@ from aiplatform import checks, deploy, tables
 
 # Under this name a minion keeps which modules it has, next to them in its cache.
 DIGEST = "ai_platform_modules"
-# Seconds that an idle minion gets to answer; far more than it needs.
-ANSWER = 5
 
 
 def minions(name: str, hosts: list[str]) -> dict[str, Any]:
@@ -45,9 +43,7 @@ def minions(name: str, hosts: list[str]) -> dict[str, Any]:
 
 def _ask(hosts: list[str], function: str, arguments: list[Any] | None = None) -> dict[str, Any]:
     """Return the answers of the minions that answer."""
-    answers = __salt__["saltutil.cmd"](
-        hosts, function, arg=arguments or [], tgt_type="list", timeout=ANSWER, gather_job_timeout=ANSWER
-    )
+    answers = __salt__["saltutil.cmd"](hosts, function, arg=arguments or [], tgt_type="list")
     return {host: answer["ret"] for host, answer in answers.items() if "ret" in answer and not answer.get("failed")}
 
 
@@ -55,7 +51,7 @@ def _no_answer() -> checks.Finding:
     return checks.Finding(
         "the minion answers",
         ok=False,
-        expected=f"an answer within {ANSWER} s",
+        expected=f"an answer within {__opts__['timeout']} s",
         actual="none",
         hint="systemctl status salt-minion on the host; can it reach the master's ports 4505 and 4506?",
     )

@@ -77,7 +77,7 @@ class Site:
         return done.data
 
     def run(self, *args, **kwargs):
-        return self.master.salt_run_cli(timeout=120).run(*args, **kwargs)
+        return self.master.salt_run_cli(timeout=180).run(*args, **kwargs)
 
     def log(self):
         """What the phases have done since the last call: (phase, host, begin or end, seconds)."""
@@ -163,8 +163,8 @@ def master(salt_factories, site_path):
             "file_ignore_glob": ["*.pyc", "*/__pycache__/*"],
             "interface": "127.0.0.1",
             # A minion that is down is given up after these seconds.
-            "timeout": 5,
-            "gather_job_timeout": 5,
+            "timeout": 10,
+            "gather_job_timeout": 10,
             "worker_threads": 4,
             **here,
         },

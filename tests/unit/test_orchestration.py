@@ -119,7 +119,7 @@ def ask(monkeypatch):
     def call(have, test=False):
         found = Minions(have)
         salt_functions = {"saltutil.cmd": found.cmd, "saltutil.runner": lambda name: None}
-        opts = {"test": test, "file_roots": {"base": [str(CHECKOUT / "salt")]}}
+        opts = {"test": test, "timeout": 5, "file_roots": {"base": [str(CHECKOUT / "salt")]}}
         monkeypatch.setattr(state, "__salt__", salt_functions, raising=False)
         monkeypatch.setattr(state, "__opts__", opts, raising=False)
         return state.minions("minions", list(have)), found
