@@ -111,3 +111,17 @@ def test_a_cycle_is_named(tmp_path):
 def test_the_graph_must_be_there(tmp_path):
     with pytest.raises(PlatformError, match=r"phases\.yaml"):
         phases.find([str(tmp_path)])
+
+
+def test_the_top_file_gives_each_role_its_phases(graph):
+    top = yaml.safe_load((CHECKOUT / "salt/top.sls").read_text())["base"]
+    checks = {"preflight", "verify"}
+    for role in ("ai_server", "nginx_proxy", "coredns_host"):
+        wanted = {
+            name
+            for phase in graph.values()
+            if role in phase.roles and phase.name not in checks
+            for kind, name in phase.steps
+            if kind == phases.STATE
+        }
+        assert {line for line in top.get(f"roles:{role}", []) if isinstance(line, str)} == wanted

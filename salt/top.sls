@@ -1,0 +1,13 @@
+# What each role is made of: `salt <host> state.apply` brings a host to it, without the order and the master's part
+# of a deploy, which are in orch/phases.yaml. A minion's roles come from platform:hosts in pillar.
+base:
+  'roles:ai_server':
+    - match: pillar
+    - vault
+    - docker
+    - ollama
+    - benchmark
+    - models
+  'roles:coredns_host':
+    - match: pillar
+    - docker
