@@ -12,7 +12,7 @@ from typing import Any
 
 from aiplatform import bootstrap as bootstrapping
 from aiplatform import deploy as deploying
-from aiplatform import health, outcome, phases, progress, services, settings, tables, vault_master
+from aiplatform import health, outcome, phases, progress, schema, services, settings, tables, vault_master
 from aiplatform.errors import PlatformError
 
 
@@ -227,7 +227,11 @@ def _names(value: list[str] | str | None) -> list[str]:
 def _refused(err: PlatformError) -> dict[str, Any]:
     """Return the answer of a run that did not begin."""
     __context__["retcode"] = 1
-    return tables.answer(__opts__, {"retcode": 1, "error": str(err)}, f"Refused: {err}")
+    data = {"retcode": 1, "error": str(err)}
+    if isinstance(err, settings.PillarError):
+        text = f"The pillar is refused; nothing was run.\n\n{schema.as_table(err.problems)}"
+        return tables.answer(__opts__, data | {"problems": err.problems}, text)
+    return tables.answer(__opts__, data, f"Refused: {err}")
 
 
 def _say(text: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any, cast
 import jsonschema
 
 from aiplatform import settings
+from aiplatform.tables import table
 
 Settings = Mapping[str, Any]
 ROTATING_SLOTS = (5, 6)
@@ -56,6 +57,12 @@ class Problem:
     def __str__(self) -> str:
         """Return the problem as one line."""
         return f"{self.key}: is {self.value!r}, expected {self.expected}"
+
+
+def as_table(lines: Iterable[str]) -> str:
+    """Return problems, each a line as ``str(Problem)`` makes it, as a table; other lines keep their text."""
+    matches = [(line, re.fullmatch(r"(.+?): is (.*), expected (.*)", line, re.DOTALL)) for line in lines]
+    return table(["key", "is", "expected"], [match.groups() if match else ("", "", line) for line, match in matches])
 
 
 def nearest(name: object, known: Iterable[object]) -> str:

@@ -22,6 +22,14 @@ Settings = dict[str, Any]
 SELECTION_FILE = "model_selection.json"
 
 
+class PillarError(PlatformError):
+    """The pillar is wrong; ``problems`` has a line for everything that is."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("The pillar is refused:\n  " + "\n  ".join(problems))
+
+
 @lru_cache(maxsize=128)
 def _parsed(path: Path, changed_ns: int) -> Any:
     """Return the content of one YAML file; ``changed_ns`` makes a changed file a new cache entry."""
@@ -156,11 +164,11 @@ def load(opts: Mapping[str, Any], minion_id: str | None = None) -> Settings:
     minion_id
         Whose pillar; the master's own id where it is left out (no roles then, all settings).
 
-    Raises ``PlatformError`` listing every problem the pillar has.
+    Raises ``PillarError`` listing every problem the pillar has.
     """
     compiled = compile_pillar(opts, minion_id)
     if errors := compiled.get("_errors"):
-        raise PlatformError("The pillar is refused:\n  " + "\n  ".join(str(error) for error in errors))
+        raise PillarError([str(error) for error in errors])
     return compiled
 
 

@@ -117,6 +117,15 @@ def test_a_secret_is_never_shown(pillar):
     assert "1:abc" not in " ".join(refusals(put(pillar, "openclaw", {"telegram_token": "1:abc"})))
 
 
+def test_problems_are_shown_as_a_table(pillar):
+    lines = refusals(put(pillar, "platform.domian", "x: is y"))
+    text = schema.as_table([*lines, "Specified SLS 'x' is not available"])
+    header, _, row, other = text.splitlines()
+    assert header.split() == ["key", "is", "expected"]
+    assert row.startswith("platform.domian  'x: is y'  a known key: one of")
+    assert other.endswith("Specified SLS 'x' is not available")
+
+
 def test_how_a_secret_is_made_is_no_secret(pillar):
     wanted = {"readers": ["ai_server"], "keys": {"admin_password": "base64_16"}}
     assert refusals(put(pillar, "vault.secrets.wiki", wanted)) == []
