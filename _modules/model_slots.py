@@ -69,9 +69,10 @@ def status() -> list[dict[str, Any]]:
     store, table = _store(), slots.resolve(pillar, threads())
     rows = []
     for resident in table.residents:
-        runner = _serving(resident.instance, store, table).runner(resident) or {}
-        facts = {"context": runner.get("context_length"), "size": runner.get("size")}
         digest = store.weights(resident.model)
+        moved = store.weights(resident.name) != digest
+        runner = {} if moved else _serving(resident.instance, store, table).runner(resident) or {}
+        facts = {"context": runner.get("context_length"), "size": runner.get("size")}
         rows.append({**_row(resident), "digest": digest, "loaded": bool(runner), **facts})
     return rows
 
@@ -211,7 +212,10 @@ def warm_up(instance: str) -> bool:
 
 
 def warmup_settings(instance: str) -> dict[str, Any]:
-    """Return the content of the warm-up's settings file.
+    """Return the content of the warm-up's settings file; of a table that is refused, only why.
+
+    The states that need it ask for it while they are compiled, where an error would hide the one that is told by the
+    state that comes first.
 
     CLI Example:
 
@@ -220,19 +224,24 @@ def warmup_settings(instance: str) -> dict[str, Any]:
         salt ai_server model_slots.warmup_settings node1
     """
     settings = __pillar__["models"]
+    try:
+        residents = _table().on(instance)
+    except PlatformError as err:
+        return {"refused": str(err)}
+    models = [
+        {
+            "name": resident.name,
+            "holds": resident.model,
+            "num_ctx": resident.num_ctx,
+            "aliases": [alias.name for alias in resident.aliases],
+        }
+        for resident in residents
+    ]
     return {
         "url": instances.base_url(__pillar__, instance),
         "wait_seconds": settings["warmup_wait"],
         "load_seconds": settings["load_timeout"],
-        "models": [
-            {
-                "name": resident.name,
-                "holds": resident.model,
-                "num_ctx": resident.num_ctx,
-                "aliases": [alias.name for alias in resident.aliases],
-            }
-            for resident in _table().on(instance)
-        ],
+        "models": models,
     }
 
 

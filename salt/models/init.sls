@@ -21,6 +21,8 @@ models-{{ name }}-warmup-settings:
     - dataset: {{ salt["model_slots.warmup_settings"](name) | json }}
     - mode: "0644"
     - makedirs: true
+    - require:
+      - model_slots: models-{{ name }}
 
 models-{{ name }}-warmup-unit:
   file.managed:
@@ -34,8 +36,6 @@ models-{{ name }}-warmup:
   service.running:
     - name: {{ instance.unit | replace("ollama", "ollama-warmup", 1) }}
     - enable: true
-    - require:
-      - model_slots: models-{{ name }}
     - watch:
       - file: models-warmup-program
       - file: models-{{ name }}-warmup-settings

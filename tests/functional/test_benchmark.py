@@ -191,6 +191,15 @@ def test_slots_are_served_as_predicted_and_stay_so(host, instances):
     assert rows["slot-3"].items() >= {"model": "noise-coder:1", "instance": "node0", "loaded": True}.items()
 
 
+def test_a_slot_that_waits_for_its_rotation_is_not_loaded(host):
+    host.pillar["slots"][6]["model"] = "gemma:test"
+    host.pillar["selection"] |= {"slot1_general": None}
+    rows = {row["name"]: row["loaded"] for row in model_slots.status()}
+    host.pillar["slots"][6]["model"] = None
+    host.pillar["selection"] |= {"slot1_general": "gemma:test"}
+    assert rows == {"slot-3": True, "slot-6": False}
+
+
 @pytest.mark.parametrize("alias", ["slot-1", "llama-family"])
 def test_a_client_that_calls_an_alias_reloads_nothing(host, instances, alias):
     before = instances["node1"].ps()

@@ -223,6 +223,16 @@ def test_warmup_settings_name_what_clients_call(salt, pillar):
     assert model_slots.warmup_settings("node1")["models"] == []
 
 
+def test_a_refused_table_is_told_by_the_state_not_by_the_compiler(salt, pillar):
+    pillar["selection"] = {"slot1_general": "a:1"}
+    pillar["slots"][5]["model"] = "a:1"
+    assert "slots.5.model: is 'a:1', expected a model of its own" in model_slots.warmup_settings("node1")["refused"]
+    salt.functions |= {"model_slots.differences": model_slots.differences, "model_slots.table": model_slots.table}
+    for state in (slots_state.pulled("all"), slots_state.served("node1")):
+        assert state["result"] is False
+        assert "The slot table is refused" in state["comment"]
+
+
 def test_warmup_may_take_as_long_as_its_loads(salt):
     assert model_slots.warmup_seconds("node1") == 180 + 3 * 900
 
