@@ -42,16 +42,13 @@ def main() -> int:
     except (LabError, OSError) as err:
         note(f"\n{err}")
         return 1
-    except KeyboardInterrupt:
-        end_all()
-        note("\nInterrupted. The next make lab carries on from here; make lab-down removes what there is.")
-        sys.stdout.flush()
-        os._exit(INTERRUPTED)  # a thread that computes would be waited for
 
 
 def interrupted(_number: int, _frame: FrameType | None) -> None:
-    """A termination is an interruption."""
-    raise KeyboardInterrupt
+    """End what is under way and this process with it; waiting for threads that compute could take minutes."""
+    end_all()
+    os.write(2, b"\nInterrupted. The next make lab carries on from here; make lab-down removes what there is.\n")
+    os._exit(INTERRUPTED)
 
 
 def run_command(args: argparse.Namespace) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -25,7 +24,7 @@ import requests
 from aiplatform import wait
 from aiplatform.errors import WaitTimeoutError
 from lab import artifacts, gguf_files
-from lab.process import end, run, under_way
+from lab.process import command, end, run
 from lab.settings import REGISTRY_PORT, LabError, address, cache, folder
 from lab.steps import Step
 
@@ -245,18 +244,14 @@ def server(store: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    env = {**os.environ, "OLLAMA_HOST": f"127.0.0.1:{port}", "OLLAMA_MODELS": str(store), "HOME": str(store)}
-    binary = artifacts.OLLAMA.unpacked / "bin/ollama"
-    with (folder("logs") / "ollama.log").open("a") as log:
-        process = subprocess.Popen(
-            [binary, "serve"], env=env, stdout=log, stderr=log, start_new_session=True, text=True
-        )
-        with under_way(process):
-            try:
-                await_server(process, f"http://127.0.0.1:{port}")
-                yield f"http://127.0.0.1:{port}"
-            finally:
-                end(process)
+    env = {"OLLAMA_HOST": f"127.0.0.1:{port}", "OLLAMA_MODELS": str(store), "HOME": str(store)}
+    argv = [str(artifacts.OLLAMA.unpacked / "bin/ollama"), "serve"]
+    with (folder("logs") / "ollama.log").open("a") as log, command(argv, stdout=log, stderr=log, env=env) as process:
+        try:
+            await_server(process, f"http://127.0.0.1:{port}")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            end(process)
 
 
 def await_server(process: subprocess.Popen[str], url: str) -> None:

@@ -15,7 +15,7 @@ from typing import IO
 from lab.settings import LabError, folder
 
 _running: set[subprocess.Popen[str]] = set()
-_guard = threading.Lock()
+_guard = threading.RLock()  # the handler of a signal may come while its own thread holds it
 _ending = threading.Event()
 
 
@@ -44,12 +44,11 @@ def run(
         LabError: it failed, is not installed or took too long.
     """
     words = [str(word) for word in argv]
-    if _ending.is_set():
-        raise LabError(f"{words[0]}: not started, the lab is stopping")
     target = (folder("logs") / f"{log}.log").open("a") if log else None
     try:
-        process = _start(words, target, cwd, env, stdin is not None)
-        with under_way(process):
+        pipe = target or subprocess.PIPE
+        feed = subprocess.DEVNULL if stdin is None else subprocess.PIPE
+        with command(words, stdin=feed, stdout=pipe, stderr=pipe, cwd=cwd, env=env) as process:
             try:
                 out, err = process.communicate(stdin, timeout=timeout)
             except subprocess.TimeoutExpired as late:
@@ -63,42 +62,46 @@ def run(
     return out or ""
 
 
-def _start(
-    words: list[str], target: IO[str] | None, cwd: Path | None, env: Mapping[str, str] | None, feed: bool
-) -> subprocess.Popen[str]:
+@contextmanager
+def command(
+    words: Sequence[str],
+    *,
+    stdin: int | IO[str] = subprocess.DEVNULL,
+    stdout: int | IO[str] | None = None,
+    stderr: int | IO[str] | None = None,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[str]]:
+    """Start a command that an interruption ends while this lasts; see ``subprocess.Popen`` for the arguments."""
+    # Started and noted in one: an interruption between the two would leave it behind.
+    with _guard:
+        if _ending.is_set():
+            raise LabError(f"{words[0]}: not started, the lab is stopping")
+        try:
+            process = subprocess.Popen(
+                words,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=cwd,
+                env={**os.environ, **(env or {})},
+                text=True,
+                start_new_session=True,
+            )
+        except FileNotFoundError as err:
+            raise LabError(f"{words[0]}: no such command on this machine") from err
+        _running.add(process)
     try:
-        process: subprocess.Popen[str] = subprocess.Popen(
-            words,
-            stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
-            stdout=target or subprocess.PIPE,
-            stderr=target or subprocess.PIPE,
-            cwd=cwd,
-            env={**os.environ, **(env or {})},
-            text=True,
-            start_new_session=True,
-        )
-    except FileNotFoundError as err:
-        raise LabError(f"{words[0]}: no such command on this machine") from err
-    return process
+        yield process
+    finally:
+        with _guard:
+            _running.discard(process)
 
 
 def stream(argv: Sequence[str]) -> int:
     """Run a command whose output goes where this process's does; returns its exit code."""
-    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True, text=True)
-    with under_way(process):
+    with command(argv) as process:
         return process.wait()
-
-
-@contextmanager
-def under_way(process: subprocess.Popen[str]) -> Iterator[None]:
-    """Have a command ended by an interruption, while this lasts."""
-    with _guard:
-        _running.add(process)
-    try:
-        yield
-    finally:
-        with _guard:
-            _running.discard(process)
 
 
 def failure(words: list[str], code: int, out: str | None, err: str | None, log: str | None) -> str:

@@ -12,10 +12,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from lab.process import end_all
 from lab.settings import CHECKOUT, LabError, folder
 
 PARALLEL = 6
+SIGNAL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,8 @@ def run_steps(steps: Sequence[Step]) -> float:
         LabError: of the first step that failed; those under way are waited for, and no further one starts.
     """
     progress = Progress(len(steps))
-    pool = ThreadPoolExecutor(PARALLEL)
-    try:
+    with ThreadPoolExecutor(PARALLEL) as pool:
         errors = _run_all(steps, lambda step: pool.submit(progress.run, step))
-    except KeyboardInterrupt:
-        # The threads end with their commands or with this process; waiting for them could take minutes.
-        end_all()
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
     if errors:
         raise errors[0]
     return time.monotonic() - progress.started
@@ -108,7 +101,8 @@ def _run_all(steps: Sequence[Step], submit: Callable[[Step], Future[None]]) -> l
         running |= {submit(step): step.title for step in ready}
         if not running:
             raise ValueError(f"steps that need what is not there: {[step.title for step in waiting]}")
-        ended = wait(running, return_when=FIRST_COMPLETED).done
+        # Not for ever: a signal that another thread caught is handled when this one next runs.
+        ended = wait(running, timeout=SIGNAL_SECONDS, return_when=FIRST_COMPLETED).done
         errors += [error for future in ended if (error := future.exception())]
         done |= {running.pop(future) for future in ended}
     return errors
