@@ -63,6 +63,7 @@ def run_command(args: argparse.Namespace) -> int:
         print(status.table())
         return 0
     host = topology.host(args.host)
+    topology.demand(host)
     if args.command == "restart":
         topology.restart(host)
         return 0
@@ -87,7 +88,10 @@ def steps(no_deploy: bool) -> list[Step]:
     engine = Step("container engine", do=machine.start_engine, fresh=machine.engine_fresh)
     built = artifact_steps()
     image = replace(images.step(), needs=(engine.title, images.wheels_step().title))
-    hosts = Step("hosts", do=topology.make_hosts, fresh=topology.hosts_fresh, needs=(image.title,))
+    # Early, since it may be refused.
+    network = Step("network", do=topology.make_network, fresh=topology.network_fresh, needs=(engine.title,))
+    needs: tuple[str, ...] = (image.title, network.title)
+    hosts = Step("hosts", do=topology.make_hosts, fresh=topology.hosts_fresh, needs=needs)
     site = Step("site's servers", do=deploy.start_site, fresh=deploy.site_fresh, needs=(hosts.title,))
     # The pillar carries the artifacts' hashes.
     needs = (site.title, *(step.title for step in built))
@@ -96,7 +100,7 @@ def steps(no_deploy: bool) -> list[Step]:
     ssh = Step("ssh to the bare server", do=deploy.authorise, fresh=deploy.ssh_fresh, needs=(hosts.title,))
     keys = Step("Salt keys", do=deploy.enrol, fresh=deploy.salt_fresh, needs=(checkout.title,))
     last = Step("deploy", do=deploy.deploy, needs=(keys.title, push.title, ssh.title))
-    return [engine, *built, image, hosts, site, checkout, push, ssh, keys, *([] if no_deploy else [last])]
+    return [engine, network, *built, image, hosts, site, checkout, push, ssh, keys, *([] if no_deploy else [last])]
 
 
 def up(no_deploy: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,36 +24,52 @@ NOISE = {
 }
 
 
-def requantise(source: Path, target: Path, kind: str) -> None:
-    """Write the weights of ``source`` to ``target`` in another quantisation (``f16``, ``q8_0`` ...)."""
+@dataclass(frozen=True)
+class Weights:
+    """What a file holds, read once for all that is computed of it: its fields (name, value, types) and its numbers."""
+
+    fields: list[tuple[str, Any, list[Any]]]
+    tensors: dict[str, Any]
+
+
+def read(source: Path) -> Weights:
+    """Read a file of weights, as 32-bit numbers."""
     reader = gguf.GGUFReader(source)
+    fields = [
+        (entry.name, entry.contents(), list(entry.types))
+        for entry in reader.fields.values()
+        if not entry.name.startswith("GGUF.") and entry.name != "general.architecture"
+    ]
+    numbers = {t.name: gguf.dequantize(np.asarray(t.data), t.tensor_type).astype(np.float32) for t in reader.tensors}
+    return Weights(fields, numbers)
+
+
+def requantise(weights: Weights, target: Path, kind: str) -> None:
+    """Write weights to ``target`` in a quantisation (``f16``, ``q8_0`` ...)."""
     new = target.with_suffix(".new")
     writer = gguf.GGUFWriter(new, ARCHITECTURE)
-    copy_fields(reader, writer, {"general.file_type": FILE_TYPES[kind]})
+    copy_fields(weights, writer, {"general.file_type": FILE_TYPES[kind]})
     wanted = gguf.GGMLQuantizationType[kind.upper()]
-    for tensor in reader.tensors:
-        data = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        add(writer, tensor.name, data, wanted if data.ndim > 1 else gguf.GGMLQuantizationType.F32)
+    for name, data in weights.tensors.items():
+        add(writer, name, data, wanted if data.ndim > 1 else gguf.GGMLQuantizationType.F32)
     finish(writer)
     new.replace(target)
 
 
-def noise(source: Path, target: Path, seed: int) -> None:
-    """Write a small model with random weights and the vocabulary of ``source``."""
-    reader = gguf.GGUFReader(source)
+def noise(weights: Weights, target: Path, seed: int) -> None:
+    """Write a small model with random weights and the vocabulary of the given ones."""
     new = target.with_suffix(".new")
     writer = gguf.GGUFWriter(new, ARCHITECTURE)
     shape = {f"{ARCHITECTURE}.{key}": value for key, value in NOISE.items()}
     named = {"general.name": f"noise {seed}", "general.file_type": FILE_TYPES["f16"]}
-    copy_fields(reader, writer, shape | named)
+    copy_fields(weights, writer, shape | named)
     random = np.random.default_rng(seed)
-    for tensor in reader.tensors:
-        if tensor.name.startswith("blk.") and int(tensor.name.split(".")[1]) >= NOISE["block_count"]:
+    for name, real in weights.tensors.items():
+        if name.startswith("blk.") and int(name.split(".")[1]) >= NOISE["block_count"]:
             continue
-        dimensions = noise_shape(tensor.name, [int(n) for n in reversed(tensor.shape)])
-        data = random.normal(0, 0.05, dimensions).astype(np.float32)
+        data = random.normal(0, 0.05, noise_shape(name, list(real.shape))).astype(np.float32)
         kind = gguf.GGMLQuantizationType.F16 if data.ndim > 1 else gguf.GGMLQuantizationType.F32
-        add(writer, tensor.name, data, kind)
+        add(writer, name, data, kind)
     finish(writer)
     new.replace(target)
 
@@ -75,14 +92,11 @@ def noise_shape(name: str, real: list[int]) -> list[int]:
     return shapes.get(name.split(".", 2)[-1] if name.startswith("blk.") else name, [width])
 
 
-def copy_fields(reader: Any, writer: Any, changed: dict[str, Any]) -> None:
+def copy_fields(weights: Weights, writer: Any, changed: dict[str, Any]) -> None:
     """Copy a file's fields, with other values for some."""
-    for entry in reader.fields.values():
-        if entry.name.startswith("GGUF.") or entry.name == "general.architecture":
-            continue
-        value = changed.get(entry.name, entry.contents())
-        sub_type = entry.types[-1] if entry.types[0] == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(entry.name, value, entry.types[0], sub_type=sub_type)
+    for name, value, types in weights.fields:
+        sub_type = types[-1] if types[0] == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(name, changed.get(name, value), types[0], sub_type=sub_type)
 
 
 def add(writer: Any, name: str, data: Any, kind: Any) -> None:

@@ -133,11 +133,19 @@ def debootstrap() -> None:
     if not machine.is_root():
         raise LabError(f"{BASE} cannot be pulled here, and debootstrap needs root: run make lab as root.")
     tree = folder("work", "debian")
-    shutil.rmtree(tree)
+    clear(tree)
     mirror = machine.debian_mirror()
     argv = ["debootstrap", "--variant=minbase", "--include=ca-certificates", "bookworm", str(tree)]
     run([*argv, *([mirror] if mirror else [])], log="image")
     run(["sh", "-c", f"tar -C {tree} -c . | docker import - {BASE_TAG}"], log="image")
+    clear(tree)
+
+
+def clear(tree: Path) -> None:
+    """Remove a tree; an interrupted debootstrap leaves the machine's /proc mounted in it."""
+    below = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for point in reversed([point for point in below if point.startswith(f"{tree}/")]):
+        run(["umount", point])
     shutil.rmtree(tree)
 
 

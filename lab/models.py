@@ -148,10 +148,11 @@ def variants_fresh() -> str | None:
 
 def make_variants() -> str:
     """Compute all variants."""
+    weights = gguf_files.read(path(BASE))
     for kind in ("q8_0", "f16", "bf16", "q5_0", "q5_1"):
-        gguf_files.requantise(path(BASE), path(f"gemma3-270m-{kind}.gguf"), kind)
+        gguf_files.requantise(weights, path(f"gemma3-270m-{kind}.gguf"), kind)
     for seed in (1, 2):
-        gguf_files.noise(path(BASE), path(f"noise-{seed}.gguf"), seed)
+        gguf_files.noise(weights, path(f"noise-{seed}.gguf"), seed)
     path("variants.recipe").write_text(variants_recipe())
     return "other quantisations and two random models"
 

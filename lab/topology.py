@@ -101,11 +101,6 @@ def listed(*filters: str) -> list[dict[str, Any]]:
     return list(json.loads(docker("inspect", *ids))) if ids else []
 
 
-def recipe(each: Host) -> str:
-    """Changes whenever a host has to be made anew."""
-    return json.dumps([run_arguments(each), each.image.recipe()])
-
-
 def hosts_fresh() -> str | None:
     """Why no host has to be made or started."""
     state = {item["Name"].lstrip("/"): item for item in listed()}
@@ -117,8 +112,7 @@ def hosts_fresh() -> str | None:
 
 
 def make_hosts() -> str:
-    """Make the network and each host that is missing or stopped; wait until systemd is up in all of them."""
-    make_network()
+    """Make each host that is missing or stopped; wait until systemd is up in all of them."""
     state = {item["Name"].lstrip("/"): item for item in listed()}
     made = []
     for each in HOSTS:
@@ -144,14 +138,26 @@ def remove(each: Host) -> None:
     docker("volume", "rm", "-f", each.volume, check=False)
 
 
-def make_network() -> None:
+def network_fresh() -> str | None:
+    """Why the network need not be made.
+
+    Raises:
+        LabError: the lab stands in another address range.
+    """
+    if not docker("network", "ls", "-q", "--filter", f"label={LABEL}", "--filter", f"name=^{NETWORK}$").strip():
+        return None
+    there = docker("network", "inspect", "-f", "{{range .IPAM.Config}}{{.Subnet}}{{end}}", NETWORK).strip()
+    if there != str(subnet()):
+        raise LabError(f"The lab stands in {there}, not in {subnet()}. To move it: make lab-down, then make lab.")
+    return there
+
+
+def make_network() -> str:
     """Make the lab's network.
 
     Raises:
         LabError: the address range is taken.
     """
-    if docker("network", "ls", "-q", "--filter", f"label={LABEL}", "--filter", f"name=^{NETWORK}$").strip():
-        return
     taken = overlapping(run(["ip", "-j", "route"]))
     if taken:
         raise LabError(
@@ -159,6 +165,7 @@ def make_network() -> None:
             "Choose another one for it, as in: LAB_SUBNET=10.123.45.0/24 make lab"
         )
     docker("network", "create", "--label", LABEL, "--subnet", str(subnet()), NETWORK)
+    return str(subnet())
 
 
 def overlapping(routes: str) -> str | None:
@@ -199,6 +206,16 @@ def down() -> str:
     if networks:
         docker("network", "rm", *networks)
     return f"{len(ids)} containers, {len(volumes)} volumes, {len(networks)} networks removed; cache kept in {cache()}"
+
+
+def demand(each: Host) -> None:
+    """Refuse to go on where a host does not run.
+
+    Raises:
+        LabError: it does not.
+    """
+    if not docker("ps", "-q", "--filter", f"label={LABEL}", "--filter", f"name=^{each.container}$").strip():
+        raise LabError(f"{each.name} does not run. Raise the lab with: make lab")
 
 
 def execute(each: Host, *argv: str, stdin: str | None = None, check: bool = True, timeout: float | None = 300) -> str:

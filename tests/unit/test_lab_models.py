@@ -35,7 +35,7 @@ def fields(reader) -> dict:
 @pytest.mark.parametrize("kind", ["q8_0", "f16", "bf16", "q5_0", "q5_1"])
 def test_another_quantisation_keeps_everything_but_the_numbers_form(source, tmp_path, kind):
     target = tmp_path / "target.gguf"
-    gguf_files.requantise(source, target, kind)
+    gguf_files.requantise(gguf_files.read(source), target, kind)
     old, new = gguf.GGUFReader(source), gguf.GGUFReader(target)
     assert fields(new) == fields(old) | {"general.file_type": gguf_files.FILE_TYPES[kind]}
     for before, after in zip(old.tensors, new.tensors, strict=True):
@@ -45,8 +45,8 @@ def test_another_quantisation_keeps_everything_but_the_numbers_form(source, tmp_
 
 
 def test_noise_has_the_vocabulary_and_a_shape_of_its_own(source, tmp_path):
-    gguf_files.noise(source, tmp_path / "one.gguf", 1)
-    gguf_files.noise(source, tmp_path / "two.gguf", 2)
+    gguf_files.noise(gguf_files.read(source), tmp_path / "one.gguf", 1)
+    gguf_files.noise(gguf_files.read(source), tmp_path / "two.gguf", 2)
     reader = gguf.GGUFReader(tmp_path / "one.gguf")
     assert fields(reader)["tokenizer.ggml.tokens"] == ["a", "b", "c"]
     assert fields(reader)["gemma3.block_count"] == gguf_files.NOISE["block_count"]
