@@ -36,7 +36,16 @@ def row(host: Host, running: bool | None) -> list[str]:
     state = execute(host, "systemctl", "is-system-running", check=False).strip()
     used = json.loads(execute(host, "python3", "-", stdin=PROBE.read_text()))
     memory = f"{used['memory'] / 2**20:.0f} MiB"
-    return [host.name, host.address, state, memory, host.memory, f"{used['cpu']:.0f} %", disk(host), services(host)]
+    return [
+        host.name,
+        host.address,
+        state,
+        memory,
+        f"{host.memory} MiB",
+        f"{used['cpu']:.0f} %",
+        disk(host),
+        services(host),
+    ]
 
 
 def disk(host: Host) -> str:

@@ -19,12 +19,12 @@ UP_SECONDS = 90
 
 @dataclass(frozen=True)
 class Host:
-    """One host; its minion id is its name."""
+    """One host; its minion id is its name, its memory is in MiB."""
 
     name: str
     number: int
     image: Image
-    memory: str
+    memory: int
     services: tuple[str, ...] = ()
     minion: bool = True
 
@@ -50,11 +50,11 @@ class Host:
 
 
 HOSTS = (
-    Host("salt_master", 10, SITE, "2g", ("salt-master", "lab-files", "docker-registry"), minion=False),
-    Host("nginx_proxy", 30, SALT, "1g", ("salt-minion", "nginx")),
-    Host("ai_server", 100, SALT, "6g", ("salt-minion", "vault", "docker", "ollama", "ollama-node0")),
-    Host("coredns_host", 29, SALT, "1g", ("salt-minion", "docker")),
-    Host("workstation", 50, SYSTEM, "2g", ("ssh",), minion=False),
+    Host("salt_master", 10, SITE, 1536, ("salt-master", "lab-files", "docker-registry"), minion=False),
+    Host("nginx_proxy", 30, SALT, 768, ("salt-minion", "nginx")),
+    Host("ai_server", 100, SALT, 7168, ("salt-minion", "vault", "docker", "ollama", "ollama-node0")),
+    Host("coredns_host", 29, SALT, 768, ("salt-minion", "docker")),
+    Host("workstation", 50, SYSTEM, 2048, ("ssh",), minion=False),
 )
 MASTER = HOSTS[0]
 BARE = HOSTS[-1]
@@ -84,7 +84,7 @@ def mounts(each: Host) -> list[str]:
 def run_arguments(each: Host) -> list[str]:
     """The whole ``docker run`` of a host, without the image's id and the command."""
     argv = ["run", "-d", "--name", each.container, "--hostname", each.hostname, "--domainname", DOMAIN]
-    argv += ["--net", NETWORK, "--ip", each.address, "--label", LABEL, "--memory", each.memory]
+    argv += ["--net", NETWORK, "--ip", each.address, "--label", LABEL, "--memory", f"{each.memory}m"]
     for capability in CAPABILITIES:
         argv += ["--cap-add", capability]
     argv += ["--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined", "--cgroupns=host"]
@@ -112,24 +112,26 @@ def hosts_fresh() -> str | None:
 
 
 def make_hosts() -> str:
-    """Make each host that is missing or stopped; wait until systemd is up in all of them."""
+    """Make each host that is missing or stopped; wait until systemd is up in all of them.
+
+    Where an image has changed, all are made anew: a new master would not have the old Vault's keys.
+    """
     state = {item["Name"].lstrip("/"): item for item in listed()}
-    made = []
-    for each in HOSTS:
-        item = state.get(each.container)
-        if item and item["Config"]["Image"] != each.image.tag():
+    told = ""
+    if any(state[h.container]["Config"]["Image"] != h.image.tag() for h in HOSTS if h.container in state):
+        for each in HOSTS:
             remove(each)
-            item = None
-        if item is None:
+        state = {}
+        told = ", all made anew from changed images"
+    for each in HOSTS:
+        if each.container not in state:
             docker("volume", "create", "--label", LABEL, each.volume)
             docker(*run_arguments(each), each.image.tag(), "/sbin/init")
-            made.append(each.name)
-        elif not item["State"]["Running"]:
+        elif not state[each.container]["State"]["Running"]:
             docker("start", each.container)
-            made.append(each.name)
     for each in HOSTS:
         await_systemd(each)
-    return f"{', '.join(made)} at {subnet()}"
+    return f"{len(HOSTS)} in {subnet()}{told}"
 
 
 def remove(each: Host) -> None:

@@ -35,14 +35,14 @@ def test_a_bad_network_is_refused_with_the_setting(monkeypatch, text):
 
 
 def test_the_hosts_stay_within_twelve_gib():
-    assert sum(int(host.memory.removesuffix("g")) for host in topology.HOSTS) <= 12
+    assert sum(host.memory for host in topology.HOSTS) <= 12 * 1024
 
 
 def test_everything_of_a_host_is_labelled_and_limited():
     for host in topology.HOSTS:
         argv = topology.run_arguments(host)
         assert option(argv, "--label") == [settings.LABEL]
-        assert option(argv, "--memory") == [host.memory]
+        assert option(argv, "--memory") == [f"{host.memory}m"]
         assert "--privileged" not in argv
 
 
@@ -79,3 +79,59 @@ def test_a_host_is_known_by_each_of_its_names(name):
 def test_an_unknown_host_is_refused_with_the_known_ones():
     with pytest.raises(LabError, match=r"No host 'gpu'.*salt_master.*workstation"):
         topology.host("gpu")
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """An engine with these containers; the commands that it got."""
+    containers: list[dict] = []
+    commands: list[tuple[str, ...]] = []
+
+    def docker(*argv: str, **_kwargs) -> str:
+        commands.append(argv)
+        return ""
+
+    monkeypatch.setattr(topology, "listed", lambda: containers)
+    monkeypatch.setattr(topology, "docker", docker)
+    monkeypatch.setattr(topology, "await_systemd", lambda _host: None)
+    return containers, commands
+
+
+def container(host, image: str | None = None, running: bool = True) -> dict:
+    return {
+        "Name": f"/{host.container}",
+        "State": {"Running": running},
+        "Config": {"Image": image or host.image.tag()},
+    }
+
+
+def made(commands) -> list[str]:
+    return [option(list(argv), "--name")[0] for argv in commands if argv[0] == "run"]
+
+
+def removed(commands) -> list[str]:
+    return [argv[-1] for argv in commands if argv[:2] == ("rm", "-f")]
+
+
+def test_only_the_missing_host_is_made(engine):
+    containers, commands = engine
+    containers += [container(host) for host in topology.HOSTS[1:]]
+    topology.make_hosts()
+    assert made(commands) == [topology.HOSTS[0].container]
+    assert removed(commands) == []
+
+
+def test_a_stopped_host_is_started_with_what_it_had(engine):
+    containers, commands = engine
+    containers += [container(host, running=host.name != "ai_server") for host in topology.HOSTS]
+    topology.make_hosts()
+    assert ("start", "ai-lab-ai_server") in commands
+    assert made(commands) == removed(commands) == []
+
+
+def test_hosts_of_another_image_are_all_made_anew(engine):
+    containers, commands = engine
+    containers += [container(host) for host in topology.HOSTS[1:]]
+    containers.append(container(topology.HOSTS[0], image="ai-lab/site:old"))
+    topology.make_hosts()
+    assert made(commands) == removed(commands) == [host.container for host in topology.HOSTS]
