@@ -14,6 +14,7 @@ from aiplatform.errors import PlatformError
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 STAMP = ".sha256"
+PROGRAM = "bin/ollama"
 
 
 class ReleaseError(PlatformError):
@@ -90,9 +91,9 @@ def installed_hash(folder: Path) -> str | None:
 
 
 def is_installed(folder: Path, sha256: str | None) -> bool:
-    """Return whether a version is there, from the pinned archive where one is pinned."""
+    """Return whether a version is there with its program, from the pinned archive where one is pinned."""
     found = installed_hash(folder)
-    return found is not None and sha256 in (None, found)
+    return found is not None and sha256 in (None, found) and (folder / PROGRAM).is_file()
 
 
 def check(archive: Path, sha256: str, origin: str) -> None:
@@ -109,7 +110,7 @@ def check(archive: Path, sha256: str, origin: str) -> None:
         )
 
 
-def unpack(archive: Path, folder: Path, sha256: str, program: str = "bin/ollama") -> None:
+def unpack(archive: Path, folder: Path, sha256: str, program: str = PROGRAM) -> None:
     """Unpack a checked archive into the folder of its version; an interruption leaves that folder as it was.
 
     program

@@ -70,6 +70,8 @@ def test_a_release_is_unpacked_and_known_by_its_hash(archive, tmp_path):
     assert release.is_installed(folder, None)
     assert not release.is_installed(folder, HASH)
     assert [entry.name for entry in folder.parent.iterdir()] == ["1.0"]
+    (folder / "bin/ollama").unlink()
+    assert not release.is_installed(folder, sha256), "its hash is noted, its program is gone"
 
 
 def test_unpacking_again_replaces_what_was_there(archive, tmp_path):
