@@ -15,14 +15,14 @@ from lab import deploy, topology
 from lab.process import docker
 
 FORMULAS = ("docker", "ollama", "vault")
-SCRATCH = topology.Host("scratch", 60, topology.host("ai_server").image, "3g", minion=False)
+SCRATCH = topology.Host("scratch", 60, topology.host("ai_server").image, 3072, minion=False)
 SITE = {"platform": {"hosts": {"ai_server": {"address": SCRATCH.address}}}}
 # What an edit, a mishap or an interruption leaves; each is undone or completed by the next run.
 DAMAGES = {
     "a unit is gone": "rm /etc/systemd/system/ollama-node0.service",
     "a setting was edited by hand": "sed -i s/KEEP_ALIVE=-1/KEEP_ALIVE=5m/ /etc/systemd/system/ollama.service.d/*.conf",
     "a service was stopped": "systemctl stop ollama-node0",
-    "the release is half unpacked": "rm -r /opt/ollama/*/bin",
+    "the release is half unpacked": "rm -r /opt/ollama/0*/bin",
     "a folder has the wrong mode": "chmod 0777 /mnt/ai_data/ollama_models",
     "the firewall was taken away": "nft delete table inet ai_platform",
     "a link points elsewhere": "ln -sfn /nowhere /usr/local/bin/ollama",
@@ -107,17 +107,19 @@ def test_an_empty_host(built):
     assert differing(built.apply(test=True)) == set()
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_half_built_host(built, damage):
-    built.run(DAMAGES[damage])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_half_built_host(built, seed):
+    """Two or three damages at once."""
+    for name in random.Random(seed).sample(sorted(DAMAGES), k=2 + seed % 2):
+        built.run(DAMAGES[name])
     assert assert_predicted(built) != set()
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_random_edits_of_the_pillar(built, seed):
-    """Two or three edits at once; then back, which is an edit as well."""
+    """Three edits at once; then back, which is an edit as well."""
     pillar: dict = {}
-    for name in random.Random(seed).sample(sorted(EDITS), k=2 + seed % 2):
+    for name in random.Random(seed).sample(sorted(EDITS), k=3):
         pillar |= {key: pillar.get(key, {}) | value for key, value in EDITS[name].items()}
     assert_predicted(built, pillar)
     assert_predicted(built)
