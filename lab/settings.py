@@ -18,7 +18,6 @@ DEFAULT_SUBNET = "10.89.77.0/24"
 
 OLLAMA_VERSION = "0.17.4"
 VAULT_VERSION = "1.21.0"
-GO_VERSION = "1.26.1"  # a toolchain from PyPI, where the machine has none that is new enough
 
 FILE_PORT = 8000
 REGISTRY_PORT = 5000
