@@ -47,16 +47,16 @@ class Progress:
             self._number += 1
             number = self._number
         begin = time.monotonic()
-        result = step.fresh()
-        word = "up to date"
-        if result is None:
-            self.line(number, step.title, "...", None)
-            try:
+        try:
+            result = step.fresh()
+            word = "up to date"
+            if result is None:
+                self.line(number, step.title, "...", None)
                 result = step.do()
-            except (LabError, OSError):
-                self.line(number, step.title, "failed", time.monotonic() - begin)
-                raise
-            word = "done"
+                word = "done"
+        except (LabError, OSError):
+            self.line(number, step.title, "failed", time.monotonic() - begin)
+            raise
         self.line(number, step.title, f"{word}: {result}" if result else word, time.monotonic() - begin)
 
     def line(self, number: int, title: str, text: str, seconds: float | None) -> None:
