@@ -5,24 +5,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from aiplatform.wait import until
 from tests.conftest import CHECKOUT
 
-PULLED = "10.89.77.10:5000/library/gemma3-270m:f16"
-UNUSED = "10.89.77.10:5000/library/gemma3-copy:q4_k_m"
-BLOBS = "/mnt/ai_data/ollama_models/blobs"
-
-
-def await_true(check, timeout, what):
-    """Wait for a condition; the test fails naming it."""
-    end = time.monotonic() + timeout
-    while not check():
-        if time.monotonic() > end:
-            pytest.fail(f"not within {timeout} s: {what}")
-        time.sleep(0.5)
+SMALL = "/mnt/small"
+SMALL_URL = "http://127.0.0.1:11999"
+PULL = f"""
+import sys
+sys.path.insert(0, "/var/cache/salt/minion/extmods/utils")
+from aiplatform.ollama import Client
+there = None
+for event in Client("{SMALL_URL}").pull("10.89.77.10:5000/library/gemma3-270m:f16", insecure=True):
+    if event.get("total", 0) > 1e6 and there is None:
+        there = event.get("completed", 0)
+print(there, "pulled")
+"""
 
 
 def slots_loaded(master):
@@ -43,43 +44,54 @@ def test_a_wrong_hash_is_refused_and_the_running_version_stays(master, ai_server
     assert ai_server.run("ls -d /opt/ollama/0.17.5", check=False).returncode != 0
 
 
-def test_a_full_disk_is_named_and_later_the_same_run_works(master, ai_server):
-    ai_server.run("mkdir -p /mnt/small && mount -t tmpfs -o size=20m tmpfs /mnt/small && mkdir /mnt/small/store")
-    start = (
-        "chown ollama /mnt/small/store && systemd-run -q --unit=small-ollama -p User=ollama"
-        " -E HOME=/mnt/small/store -E OLLAMA_MODELS=/mnt/small/store -E OLLAMA_HOST=127.0.0.1:11999"
-        " /usr/local/bin/ollama serve"
+@pytest.fixture
+def small_ollama(ai_server):
+    """A second Ollama on ai_server, on loopback, with a store of its own in memory: what breaks there breaks there."""
+    ai_server.run(f"mkdir -p {SMALL} && mount -t tmpfs -o size=20m tmpfs {SMALL} && install -d -o ollama {SMALL}/store")
+    settings = (
+        f"-E HOME={SMALL}/store -E OLLAMA_MODELS={SMALL}/store -E OLLAMA_NOPRUNE=1 -E OLLAMA_HOST={SMALL_URL[7:]}"
     )
     try:
-        ai_server.run(start)
-        await_true(
-            lambda: ai_server.run("curl -sf http://127.0.0.1:11999/api/version", check=False).returncode == 0,
-            30,
-            "serving",
-        )
-        pull = f"""curl -s http://127.0.0.1:11999/api/pull -d '{{"model": "{PULLED}", "insecure": true}}' | tail -n 1"""
-        assert "no space left on device" in ai_server.run(pull).stdout
-        ai_server.run("mount -o remount,size=1g /mnt/small")
-        assert '"status":"success"' in ai_server.run(pull).stdout
+        ai_server.run(f"systemd-run -q --unit=small-ollama -p User=ollama {settings} /usr/local/bin/ollama serve")
+        answers = f"curl -sf {SMALL_URL}/api/version"
+        until(lambda: ai_server.run(answers, check=False).returncode == 0, 30, 0.2, "the small Ollama")
+        yield ai_server
     finally:
-        ai_server.run("systemctl stop small-ollama; umount /mnt/small && rmdir /mnt/small", check=False)
-    assert slots_loaded(master)
+        ai_server.run(f"systemctl stop small-ollama; umount {SMALL} && rmdir {SMALL}", check=False)
 
 
-def test_a_registry_that_dies_in_mid_pull_and_comes_back(master, ai_server):
-    digest = f"model={UNUSED}"
-    master.salt("ai_server", "ollama.delete", "node1", UNUSED, check=False)
-    master.run("systemctl stop docker-registry")
+def pull(host, check=True):
+    """Pull with the platform's own client; prints the bytes already there at first, then the outcome."""
+    return host.run(["/opt/salt/bin/python", "-c", PULL], timeout=200, check=check)
+
+
+def test_a_full_disk_is_named_and_later_the_same_pull_works(small_ollama):
+    assert "no space left on device" in pull(small_ollama, check=False).stderr
+    small_ollama.run(f"mount -o remount,size=1g {SMALL}")
+    assert pull(small_ollama).stdout.endswith("pulled\n")
+
+
+def test_a_registry_that_dies_in_mid_pull_and_comes_back(master, small_ollama):
+    small_ollama.run(f"mount -o remount,size=1g {SMALL}")
+    # Slow enough to die in the middle: 543 MB at 40 MB/s.
+    slow = "add table ip lab_slow; add chain ip lab_slow out { type filter hook output priority 0; };"
+    slow += " add rule ip lab_slow out tcp sport 5000 limit rate over 40 mbytes/second drop"
+    master.run(["nft", slow])
     try:
-        answer = master.salt("ai_server", "model_slots.pull", digest, check=False)["ai_server"]
-        assert "10.89.77.10:5000" in str(answer), "the registry that does not answer is named"
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(pull, small_ollama, check=False)
+            grown = f"find {SMALL}/store/blobs -name '*-partial*' -size +1M"
+            until(lambda: small_ollama.run(grown, check=False).stdout, 60, 0.1, "part of the model")
+            master.run("systemctl kill --signal=KILL docker-registry; systemctl stop docker-registry")
+            died = first.result()
+        assert died.returncode != 0
+        assert "10.89.77.10:5000" in died.stderr, "the registry that died is named"
     finally:
-        master.run("systemctl start docker-registry")
-    await_true(
-        lambda: master.run("curl -sf http://10.89.77.10:5000/v2/", check=False).returncode == 0, 30, "the registry"
-    )
-    assert master.salt("ai_server", "model_slots.pull", digest)["ai_server"] is True
-    assert slots_loaded(master)
+        master.run("nft delete table ip lab_slow; systemctl start docker-registry")
+    until(lambda: master.run("curl -sf http://10.89.77.10:5000/v2/", check=False).returncode == 0, 30, 0.2, "registry")
+    there, outcome = pull(small_ollama).stdout.split()
+    assert outcome == "pulled"
+    assert int(there) > 0, "the second pull resumes the first"
 
 
 def test_a_reboot_of_the_server_needs_no_person(master, ai_server):
@@ -87,8 +99,8 @@ def test_a_reboot_of_the_server_needs_no_person(master, ai_server):
     subprocess.run([sys.executable, "-m", "lab", "restart", "ai_server"], cwd=CHECKOUT, check=True, timeout=300)
     assert ai_server.run("cat /proc/1/stat | cut -d' ' -f22").stdout != boot
     sealed = "curl -sk https://127.0.0.1:8202/v1/sys/health | grep -o '\"sealed\":[a-z]*'"
-    await_true(lambda: "false" in ai_server.run(sealed, check=False).stdout, 180, "Vault unsealed")
-    await_true(lambda: slots_loaded(master), 300, "all slots loaded")
+    until(lambda: "false" in ai_server.run(sealed, check=False).stdout, 180, 0.5, "Vault unsealed")
+    until(lambda: slots_loaded(master), 300, 0.5, "all slots loaded")
     units = "systemctl is-active ollama-warmup.service ollama-warmup-node0.service"
     assert ai_server.run(units).stdout.split() == ["active", "active"]
     failed = ai_server.run("systemctl list-units --failed --plain --no-legend").stdout

@@ -1,16 +1,12 @@
-"""Vault on the lab's hosts: seal, rights, and where secrets lie."""
+"""Vault on the lab's hosts: seal and rights."""
 
 from __future__ import annotations
 
 import json
 
 from aiplatform.wait import until
-from tests.conftest import CHECKOUT
 
 SEAL = "curl -s --cacert /etc/vault.d/tls/vault.crt https://127.0.0.1:8202/v1/sys/seal-status"
-
-# Runs on the master: logs in as the master does, and looks for every secret's value in what it keeps and logs.
-SEARCH = (CHECKOUT / "tests/lab/search_secrets.py").read_text()
 
 
 def sealed(host) -> bool:
@@ -69,11 +65,6 @@ def test_the_host_gives_no_key_away(ai_server):
     assert ai_server.run("stat -c '%a %U %G' /etc/vault.d/tls/vault.key").stdout.split() == ["640", "root", "vault"]
     facts = ai_server.run("salt-call --out=json vault_server.facts").stdout
     assert "PRIVATE" not in facts
-
-
-def test_no_secret_lies_in_logs_or_in_the_job_cache(master):
-    found = master.run(["/opt/salt/bin/python", "-c", SEARCH], timeout=300).stdout
-    assert json.loads(found) == []
 
 
 def test_audit_logs_are_rotated_and_written_on(ai_server):
