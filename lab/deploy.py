@@ -361,8 +361,8 @@ def start_minion(host: Host, master_finger: str) -> str:
     execute(host, "rm", "-f", "/etc/salt/pki/minion/minion_master.pub")
     execute(host, "systemctl", "daemon-reload")
     execute(host, "systemctl", "enable", "--quiet", "salt-minion")
-    # Its start ends when the master has accepted the key: nothing to wait for here.
-    execute(host, "systemctl", "restart", "--no-block", "salt-minion")
+    # Waited for: one that is still stopping answers the master, and is gone a moment later.
+    execute(host, "systemctl", "restart", "salt-minion")
     until(lambda: execute(host, "ls", "/etc/salt/pki/minion/minion.pub", check=False), f"{host.name}: no key was made")
     out = execute(host, "salt-call", "--local", "key.finger", "--out=json")
     return str(json.loads(out)["local"])
@@ -382,7 +382,7 @@ def accept(host: Host, finger: str) -> None:
     if state == "minions" and value != finger:
         # The host was made anew. Its old key is of no use, and the new one comes when the minion asks again.
         execute(MASTER, "salt-key", "--yes", f"--delete={host.name}")
-        execute(host, "systemctl", "restart", "--no-block", "salt-minion")
+        execute(host, "systemctl", "restart", "salt-minion")
         state, value = until(received, f"{host.name}: its new key has not reached the master")
     if value != finger:
         raise LabError(f"{host.name}: the master received a key with fingerprint {value}, the minion has {finger}")
