@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,8 +164,8 @@ def master(salt_factories, site_path):
             "file_ignore_glob": ["*.pyc", "*/__pycache__/*"],
             "interface": "127.0.0.1",
             # A minion that is down is given up after these seconds.
-            "timeout": 10,
-            "gather_job_timeout": 10,
+            "timeout": 7,
+            "gather_job_timeout": 7,
             "worker_threads": 4,
             **here,
         },
@@ -177,13 +178,13 @@ def master(salt_factories, site_path):
 def running_site(master, site_path):
     minions = {name: master.salt_minion_daemon(name, overrides={"grains_cache": False}) for name in HOSTS}
     for minion in minions.values():
-        minion.after_terminate(lambda: None)
         minion.start()
     try:
         yield Site(site_path, master, minions)
     finally:
-        for minion in minions.values():
-            minion.terminate()
+        # Each takes seconds to end.
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda minion: minion.terminate(), minions.values()))
 
 
 @pytest.fixture
