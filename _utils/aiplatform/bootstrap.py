@@ -151,7 +151,8 @@ def identify(platform: Mapping[str, Any], host: str, minion_id: str = "") -> tup
     minion_id
         The id, where the operator gave one.
 
-    Returns ``(minion id, address)``. Raises ``NotFoundError`` naming the nearest id.
+    Returns ``(minion id, address)``. Raises ``NotFoundError`` naming the nearest id, and ``PlatformError`` where the
+    address belongs to another host than the id.
     """
     hosts = platform["hosts"]
     by_address = {row["address"]: name for name, row in hosts.items()}
@@ -164,7 +165,17 @@ def identify(platform: Mapping[str, Any], host: str, minion_id: str = "") -> tup
             actual=minion or host,
             hint="add the host to platform.hosts, or name it with minion_id=",
         )
-    return minion, hosts[host]["address"] if host in hosts else host
+    address = hosts[host]["address"] if host in hosts else host
+    owner = by_address.get(address, minion)
+    if owner != minion:
+        raise PlatformError(
+            f"{host} is another host than {minion}",
+            where="pillar platform.hosts",
+            expected=f"{minion} at {hosts[minion]['address']}",
+            actual=f"{address} is {owner}",
+            hint="leave minion_id out, or mend the addresses",
+        )
+    return minion, address
 
 
 def inspect(target: ssh.Target) -> dict[str, str]:

@@ -73,6 +73,13 @@ def test_an_unknown_id_names_the_nearest():
         bootstrap.identify(PLATFORM, "192.0.2.100", "ai_servr")
 
 
+@pytest.mark.parametrize("host", ["192.0.2.30", "nginx_proxy"])
+def test_the_address_of_another_host_is_refused(host):
+    platform = {"hosts": {**PLATFORM["hosts"], "nginx_proxy": {"address": "192.0.2.30", "roles": ["nginx_proxy"]}}}
+    with pytest.raises(PlatformError, match=r"another host than ai_server.*192\.0\.2\.30 is nginx_proxy"):
+        bootstrap.identify(platform, host, "ai_server")
+
+
 def test_an_address_of_no_host_is_refused():
     with pytest.raises(NotFoundError, match=r"192\.0\.2\.101 is no host.*platform\.hosts"):
         bootstrap.identify(PLATFORM, "192.0.2.101")
