@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from aiplatform import checks, hostcheck, services, wait
+from aiplatform import checks, hostcheck, instances, services, wait
 from aiplatform import ollama as api
 from aiplatform.checks import Finding
 from aiplatform.errors import PlatformError
@@ -77,7 +77,7 @@ def _data_checks() -> dict[str, Callable[[], Finding]]:
         "data_root_free": lambda: hostcheck.free_space(path, limits["data_root_free_gb"], counted=path),
     }
     for name, instance in __pillar__["ollama"]["instances"].items():
-        found[f"ollama_{name}"] = lambda instance=instance: _ollama(instance)
+        found[f"ollama_{name}"] = lambda name=name, unit=instance["unit"]: _ollama(name, unit)
     return found
 
 
@@ -92,9 +92,9 @@ def _port_checks() -> dict[str, Callable[[], Finding]]:
     }
 
 
-def _ollama(instance: dict[str, Any]) -> Finding:
+def _ollama(instance: str, unit: str) -> Finding:
     """An instance that is not installed yet is fine; one that is installed must answer."""
-    unit, url = instance["unit"], f"http://127.0.0.1:{instance['port']}"
+    url = instances.base_url(__pillar__, instance)
     what, expected = f"Ollama at {url}", "not installed, or an answer with HTTP 200"
     if not __salt__["service.available"](unit) or not __salt__["service.enabled"](unit):
         return Finding(what, ok=True, expected=expected, actual=f"{unit} is not installed")

@@ -7,7 +7,7 @@ from typing import Any
 
 from salt.exceptions import CommandExecutionError
 
-from aiplatform import asking, checks, reach, slots
+from aiplatform import asking, checks, instances, reach, slots
 from aiplatform.checks import Finding
 
 Checks = dict[str, Callable[[], Finding]]
@@ -169,7 +169,7 @@ def _loaded(row: dict[str, Any]) -> Finding:
 def _answers(row: dict[str, Any], alias: str) -> Finding:
     """A question to the alias is answered, and fast enough. All are asked by the first check."""
     if "verify.replies" not in __context__:
-        names = {name: _url(one["instance"]) for one in _slots() for name in one["aliases"]}
+        names = {name: instances.base_url(__pillar__, one["instance"]) for one in _slots() for name in one["aliases"]}
         __context__["verify.replies"] = asking.ask_all(names, __pillar__["verify"]["answer_tokens"])
     reply = __context__["verify.replies"][alias]
     least = __pillar__["verify"]["min_tokens_per_second"]
@@ -180,7 +180,3 @@ def _answers(row: dict[str, Any], alias: str) -> Finding:
         reply.error or f"{reply.tokens} tokens, {reply.speed:.1f} per second",
         "docs/numa.md: a broken binding of CPUs and memory is the usual reason for slow ones",
     )
-
-
-def _url(instance: str) -> str:
-    return f"http://127.0.0.1:{__pillar__['ollama']['instances'][instance]['port']}"

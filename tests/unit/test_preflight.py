@@ -41,7 +41,7 @@ def pillar(tmp_path):
         "platform": {"data_root": str(tmp_path)},
         "compiled": time.time(),
         "roles": ["ai_server", "coredns_host"],
-        "ollama": {"instances": {"node1": {"port": port, "unit": "ollama.service"}}},
+        "ollama": {"api_host": "0.0.0.0", "instances": {"node1": {"port": port, "unit": "ollama.service"}}},
         "services": {
             "ollama-node1": {"role": "ai_server", "port": port, "scheme": "http", "process": "ollama"},
             "dns": {"role": "coredns_host", "port": 53, "scheme": "udp", "process": "coredns"},
@@ -109,6 +109,11 @@ def test_ollama_that_answers_passes(host, pillar, httpserver):
     assert preflight.check("ollama_node1")["actual"] == "HTTP 200"
 
 
+def test_ollama_is_asked_where_it_listens(host, pillar):
+    pillar["ollama"]["api_host"] = "192.0.2.7"
+    assert preflight.check("ollama_node1")["check"].startswith("Ollama at http://192.0.2.7:")
+
+
 def test_another_state_run_is_named(host):
     mine = {"fun": "state.sls", "pid": os.getpid(), "jid": "1"}
     host["saltutil.is_running"] = [mine]
@@ -150,6 +155,13 @@ def test_what_is_stored_already_counts_as_free(tmp_path, monkeypatch):
     finding = hostcheck.free_space(str(tmp_path), 0.003, counted=str(tmp_path))
     assert finding.ok, finding
     assert "stored already" in finding.actual
+
+
+def test_a_file_that_goes_while_it_is_counted_is_no_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result((1, 1, 0, 0, 0, 0, 0, 0, 0, 0)))
+    (tmp_path / "blob").write_bytes(b"x" * 3_000_000)
+    monkeypatch.setattr(os, "walk", lambda _: [(str(tmp_path), [], ["gone-partial", "blob"])])
+    assert hostcheck.free_space(str(tmp_path), 0.003, counted=str(tmp_path)).ok
 
 
 def test_space_is_measured_where_a_folder_will_be(tmp_path):

@@ -33,7 +33,11 @@ def pillar():
         "verify": {"connect_timeout": 1, "answer_tokens": 4, "min_tokens_per_second": 2},
         "platform": {"slug": "ai-platform", "hosts": {"ai_server": {"address": "192.0.2.1", "roles": ["ai_server"]}}},
         "vault": {"mount": "secret", "secrets": SECRETS},
-        "ollama": {"version": "0.17.4", "instances": {"node1": {"port": 1, "unit": "ollama.service"}}},
+        "ollama": {
+            "version": "0.17.4",
+            "api_host": "0.0.0.0",
+            "instances": {"node1": {"port": 1, "unit": "ollama.service"}},
+        },
         "services": {},
         "roles": ["ai_server"],
     }
@@ -141,6 +145,14 @@ def test_no_secret_is_ever_shown(answers, server):
 def test_an_alias_that_crawls_is_a_fault(answers, server, pillar):
     pillar["verify"]["min_tokens_per_second"] = 5
     assert failed() == {"answer of family on node1": "4 tokens, 4.0 per second"}
+
+
+def test_an_alias_is_asked_where_its_instance_listens(answers, pillar, monkeypatch):
+    asked = {}
+    pillar["ollama"]["api_host"] = "192.0.2.7"
+    monkeypatch.setattr(verify.asking, "ask_all", lambda names, _: asked.update(names) or {})
+    verify.check("alias_family")
+    assert asked == {"family": "http://192.0.2.7:1"}
 
 
 def test_an_alias_that_gives_nothing_is_a_fault(answers, server):
