@@ -144,6 +144,8 @@ def test_units_hold_nothing_that_broke_before(settings, described, word):
         "LimitMEMLOCK=infinity",
         "LimitNOFILE=65535",
         "OOMScoreAdjust=-500",
+        "OOMPolicy=continue",
+        "RequiresMountsFor=/mnt/ai_data/ollama_models",
         "Restart=always",
         "RestartSec=3",
         "User=ollama",
