@@ -86,6 +86,12 @@ CASES = {
         11435,
         "ollama.instances.node1.port: is 11435, expected a port of its own: ollama-node0",
     ),
+    "unit like its warm-up's": (
+        "ollama.instances.node1.unit",
+        "llm.service",
+        "ollama.instances.node1.unit: is 'llm.service'",
+        "ollama",
+    ),
     "port out of range": ("services.vault.port", 70000, "services.vault.port: is 70000, expected at most 65535"),
     "slot on no instance": ("slots.5.instance", "node7", "slots.5.instance: is 'node7', expected one of node1, node0"),
     "untagged model": ("slots.5.model", "llama3.1", "slots.5.model: is 'llama3.1', expected a model name with its tag"),
