@@ -13,7 +13,7 @@ from typing import Any
 from salt.exceptions import SaltException
 
 from aiplatform import instances as described
-from aiplatform import numa, release
+from aiplatform import numa, release, slots
 from aiplatform import ollama as api
 
 
@@ -45,7 +45,7 @@ def models_dir() -> str:
 
 
 def retire(unit: str) -> bool:
-    """Stop and disable an instance's unit and remove its files. Its models stay in the store.
+    """Stop and disable an instance's unit and its warm-up's, and remove their files. Its models stay in the store.
 
     CLI Example:
 
@@ -53,9 +53,12 @@ def retire(unit: str) -> bool:
 
         salt ai_server ollama.retire ollama-node0.service
     """
-    __salt__["service.stop"](unit)
-    __salt__["service.disable"](unit)
-    (described.UNITS / unit).unlink(missing_ok=True)
+    # The warm-up first: it requires the instance, and would be reported as failed at every start of the host.
+    for gone in (slots.warmup_unit(unit), unit):
+        if (described.UNITS / gone).is_file():
+            __salt__["service.stop"](gone)
+            __salt__["service.disable"](gone)
+            (described.UNITS / gone).unlink()
     shutil.rmtree(described.UNITS / f"{unit}.d", ignore_errors=True)
     __salt__["service.systemctl_reload"]()
     return True

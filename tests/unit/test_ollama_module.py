@@ -117,22 +117,25 @@ def test_a_dry_run_does_not_wait_for_an_instance(monkeypatch):
 
 @pytest.mark.parametrize("test", [True, False])
 def test_an_instance_that_is_gone_is_stopped_and_removed(monkeypatch, tmp_path, test):
-    gone, kept = tmp_path / "gone.service", tmp_path / "kept.service"
+    gone, kept = tmp_path / "ollama-gone.service", tmp_path / "ollama.service"
     for path in (gone, kept):
         path.write_text(f"{instances.MARK} x\n")
-    write(tmp_path / "gone.service.d/override.conf", "")
+    write(tmp_path / "ollama-gone.service.d/override.conf", "")
+    write(tmp_path / "ollama-warmup-gone.service", "[Unit]")
     calls = Mock()
     functions = {f"service.{name}": getattr(calls, name) for name in ("stop", "disable", "systemctl_reload")}
     monkeypatch.setattr(module, "__salt__", functions, raising=False)
     monkeypatch.setattr(state, "__salt__", {"ollama.retire": module.retire}, raising=False)
     monkeypatch.setattr(state, "__opts__", {"test": test}, raising=False)
     monkeypatch.setattr(instances, "UNITS", tmp_path)
-    ret = state.no_other_instances("instances", ["kept.service"])
-    assert ret["changes"] == {"gone.service": {"old": "present", "new": "absent"}}
+    ret = state.no_other_instances("instances", ["ollama.service"])
+    assert ret["changes"] == {"ollama-gone.service": {"old": "present", "new": "absent"}}
     assert gone.exists() is test
     assert kept.exists()
-    assert [call[0] for call in calls.mock_calls] == ([] if test else ["stop", "disable", "systemctl_reload"])
-    assert (tmp_path / "gone.service.d").exists() is test
+    order = [(what, unit) for unit in ("ollama-warmup-gone.service", gone.name) for what in ("stop", "disable")]
+    assert [(call[0], *call.args) for call in calls.mock_calls] == ([] if test else [*order, ("systemctl_reload",)])
+    assert (tmp_path / "ollama-gone.service.d").exists() is test
+    assert (tmp_path / "ollama-warmup-gone.service").exists() is test
 
 
 # -- numa ---------------------------------------------------------------------------------------------------------
