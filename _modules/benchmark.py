@@ -79,9 +79,9 @@ def measure(models: list[str] | None = None, fresh: bool | None = None) -> dict[
     if not found.tasks:
         return {}
     instances = sorted({slot["instance"] for slot in pillar["slots"].values()})
-    for name in instances:
-        __salt__["model_slots.unload_all"](name)
     try:
+        for name in instances:
+            __salt__["model_slots.unload_all"](name)
         return _measure(pillar, conditions, found)
     finally:
         for name in instances:

@@ -95,6 +95,16 @@ def test_slots_are_warmed_after_a_failure_too(salt, monkeypatch):
     assert salt.calls[-1] == ("warm_up", "node1")
 
 
+def test_slots_are_warmed_where_they_could_not_all_be_emptied(salt):
+    def busy(name):
+        raise PlatformError(f"{name} is busy")
+
+    salt.functions |= {"model_slots.installed": lambda: installed("a:1"), "model_slots.unload_all": busy}
+    with pytest.raises(PlatformError, match="busy"):
+        benchmark.measure()
+    assert salt.calls == [("warm_up", "node0"), ("warm_up", "node1")]
+
+
 def test_each_step_is_kept_and_told(salt, tmp_path, monkeypatch):
     salt.functions["model_slots.installed"] = lambda: installed("a:1")
 
