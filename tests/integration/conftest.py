@@ -15,6 +15,8 @@ from tests.conftest import CHECKOUT
 
 HOSTS = ("ai_server", "nginx_proxy", "coredns_host")
 ALL = list(HOSTS)
+# Debug logs, the factories' own choice, cost more than the work.
+QUIET = {"log_level": "warning", "log_level_logfile": "warning"}
 GRAPH = {
     "preflight": {"roles": ALL, "needs": [], "steps": [{"state": "fake.preflight"}]},
     "vault": {
@@ -167,6 +169,7 @@ def master(salt_factories, site_path):
             "timeout": 7,
             "gather_job_timeout": 7,
             "worker_threads": 4,
+            **QUIET,
             **here,
         },
     )
@@ -176,7 +179,7 @@ def master(salt_factories, site_path):
 
 @pytest.fixture(scope="session")
 def running_site(master, site_path):
-    minions = {name: master.salt_minion_daemon(name, overrides={"grains_cache": False}) for name in HOSTS}
+    minions = {name: master.salt_minion_daemon(name, overrides={"grains_cache": False, **QUIET}) for name in HOSTS}
     for minion in minions.values():
         minion.start()
     try:
