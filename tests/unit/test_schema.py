@@ -96,6 +96,16 @@ CASES = {
     "slot on no instance": ("slots.5.instance", "node7", "slots.5.instance: is 'node7', expected one of node1, node0"),
     "untagged model": ("slots.5.model", "llama3.1", "slots.5.model: is 'llama3.1', expected a model name with its tag"),
     "untagged in a registry": ("slots.5.model", "10.0.0.1:5000/library/a", "expected a model name with its tag"),
+    "untagged baseline": (
+        "benchmark.baseline_models",
+        ["llama3.2"],
+        "benchmark.baseline_models.0: is 'llama3.2', expected a model name with its tag",
+    ),
+    "untagged candidate": (
+        "benchmark.candidate_models",
+        [{"name": "llama3.2"}],
+        "benchmark.candidate_models.0.name: is 'llama3.2', expected a model name with its tag",
+    ),
     "locked slot": (
         "slots.1.model",
         "llama3.1:8b",
