@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import ipaddress
 import re
 import subprocess
 from pathlib import Path
@@ -224,6 +225,20 @@ def test_no_file_holds_a_path_of_the_machine_it_was_written_on():
         for number, line in enumerate(text_of(name).splitlines(), 1):
             if re.search(HOME, line) or (str(CHECKOUT) != "/srv/ai-platform" and f"{CHECKOUT}/" in line):
                 found.append(f"{name}:{number}: {line.strip()[:100]}")
+    assert not found, violations(found)
+
+
+def test_addresses_are_nobodys():
+    """Defaults and examples name addresses that are set aside for documentation; the lab has its own."""
+    found = []
+    for name in listed(
+        "pillar/*.sls", "salt/*.yaml", "salt/**/*.yaml", "salt/*.sls", "salt/**/*.sls", "*.md", "docs/*.md"
+    ):
+        for text in re.findall(r"\b(?:\d{1,3}\.){3}\d{1,3}\b", text_of(name)):
+            address = ipaddress.ip_address(text)
+            own = address.is_loopback or address.is_unspecified
+            if not own and address not in ipaddress.ip_network("192.0.2.0/24"):
+                found.append(f"{name}: {text}")
     assert not found, violations(found)
 
 
