@@ -146,6 +146,12 @@ def test_a_unit_is_confined(ai_server, unit):
     assert exposure <= 3.0, found
 
 
+def test_no_service_is_as_mighty_as_root(ai_server):
+    """Whoever may use Docker is root by another name; people may, where pillar names them."""
+    assert "docker" not in ai_server.run("id -nG ollama").stdout.split()
+    assert "docker" not in ai_server.run("id -nG vault").stdout.split()
+
+
 def test_a_report_tells_how_the_models_were_chosen(master):
     report = master.run("cat $(ls -t /srv/ai-platform/benchmarks/results/benchmark_*.md | head -n 1)").stdout
     for slot in range(1, 7):
