@@ -36,7 +36,8 @@ def beacon(config: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     url = f"https://127.0.0.1:{_options(config).get('port', PORT)}/v1/sys/seal-status"
     try:
-        status = requests.get(url, verify=CERTIFICATES, timeout=3).json()
+        # A proxy for the outside world, which the minion's environment may name, is none for loopback.
+        status = requests.get(url, verify=CERTIFICATES, timeout=3, proxies={"no_proxy": "127.0.0.1"}).json()
     except (OSError, ValueError) as err:
         # A Vault that does not run is systemd's business; it is looked at again in a moment.
         log.debug("Vault's seal cannot be asked for: %s", err)

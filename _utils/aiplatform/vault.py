@@ -82,7 +82,10 @@ def connect(url: str, trust: str | bool, token: str | None = None) -> hvac.Clien
             where=trust,
             hint="run vault_server.bootstrap, which makes it",
         )
-    client = hvac.Client(url=url, token=token or "", verify=trust, timeout=TIMEOUT)
+    session = requests.Session()
+    # A proxy for the outside world must not come between the platform and its own Vault.
+    session.trust_env, session.verify = False, trust
+    client = hvac.Client(url=url, token=token or "", verify=trust, timeout=TIMEOUT, session=session)
     if not token:
         # hvac would otherwise pick up the token of whoever runs this.
         client.token = None

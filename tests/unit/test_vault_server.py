@@ -9,7 +9,7 @@ from _beacons import vault_sealed
 from _modules import vault_server as module
 from _runners import vault_server as runner
 from _states import vault_server as states
-from aiplatform import vault_host
+from aiplatform import vault, vault_host
 from aiplatform.errors import PlatformError
 from aiplatform.settings import read_yaml
 from tests.conftest import CHECKOUT
@@ -235,6 +235,13 @@ class TestRunner:
         assert ret["retcode"] == 1
 
 
+def test_the_masters_client_uses_no_proxy_of_the_environment(monkeypatch, httpserver):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    answer = {"initialized": True, "sealed": False, "version": "1.2.3", "t": 1}
+    httpserver.expect_request("/v1/sys/seal-status").respond_with_json(answer)
+    assert vault.seal(vault.connect(httpserver.url_for(""), True)).version == "1.2.3"
+
+
 class TestBeacon:
     @pytest.fixture
     def answer(self, monkeypatch):
@@ -259,6 +266,14 @@ class TestBeacon:
         call = vault_sealed.requests.get.call_args
         assert call.args == ("https://127.0.0.1:8302/v1/sys/seal-status",)
         assert call.kwargs["verify"] == vault_sealed.CERTIFICATES
+
+    def test_a_proxy_of_the_environment_is_not_used(self, monkeypatch, httpserver):
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+        httpserver.expect_request("/v1/sys/seal-status").respond_with_json({"initialized": True, "sealed": True})
+        plain = vault_sealed.requests.get
+        get = lambda url, **kwargs: plain(url.replace("https:", "http:"), **kwargs)  # noqa: E731
+        monkeypatch.setattr(vault_sealed.requests, "get", get)
+        assert vault_sealed.beacon([{"port": httpserver.port}]) == [{"tag": "sealed"}]
 
     @pytest.mark.parametrize(("port", "valid"), [(8202, True), ("x", False), (0, False), (70000, False)])
     def test_validation(self, port, valid):
