@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from aiplatform import slots, wait
@@ -11,8 +11,6 @@ from aiplatform.ollama import Client, Limits, normalise
 from aiplatform.slots import Alias, Resident
 from aiplatform.states import diff
 from aiplatform.store import Store
-
-UNLOAD_SECONDS = 60.0
 
 
 class Serving:
@@ -26,13 +24,14 @@ class Serving:
         instance: str,
         load_seconds: float,
     ) -> None:
-        """Take the instance's client, the store, the table, the instance's name, and the limit of one load."""
+        """Take the instance's client, the store, the table, the instance's name, and the limit of a load or unload."""
         self._client = client
         self._store = store
         self._residents = table.on(instance)
         self._absent = table.absent_on(instance)
         self._own_names = table.names
         self._limits = Limits(read=load_seconds, total=load_seconds)
+        self._seconds = load_seconds
 
     # -- comparing ------------------------------------------------------------------------------------------------
 
@@ -124,10 +123,10 @@ class Serving:
         """Unload everything; what is loaded under a name that is gone, too."""
         for runner in self._client.ps():
             if self._store.digest(runner["name"]) == runner["digest"]:
-                self._client.unload(runner["name"])
+                self._unload(runner["name"])
         if self._client.ps():
             self._ask_to_unload(set())
-        wait.until(lambda: not self._client.ps(), UNLOAD_SECONDS, what="the instance to unload all its models")
+        self._await(lambda: not self._client.ps(), "the instance to unload all its models")
 
     def _create(self, resident: Resident, alias: Alias) -> None:
         if not self._alias_difference(resident, alias):
@@ -149,14 +148,21 @@ class Serving:
         if self.runner(resident):
             return
         # The same weights are loaded under a name that has changed since, and Ollama took that runner for good enough.
-        self._client.unload(resident.name)
+        self._unload(resident.name)
         self._client.load(resident.name, limits=self._limits)
 
     def _release(self) -> None:
         if self._stale(self._client.ps()):
             self._ask_to_unload({weights for weights in map(self._store.weights, self._models()) if weights})
             what = "the instance to unload what no name stands for any longer"
-            wait.until(lambda: not self._stale(self._client.ps()), UNLOAD_SECONDS, what=what)
+            self._await(lambda: not self._stale(self._client.ps()), what)
+
+    def _unload(self, name: str) -> None:
+        # It goes when the answers under way on it have ended, and on CPUs one of those takes minutes.
+        self._client.unload(name, limits=Limits(total=self._seconds))
+
+    def _await(self, check: Callable[[], bool], what: str) -> None:
+        wait.until(check, self._seconds, what=what)
 
     def _models(self) -> Iterator[str]:
         return (resident.model for resident in self._residents)
@@ -173,4 +179,4 @@ class Serving:
             weights = self._store.weights(name)
             if tag["digest"] not in named and weights and weights not in asked:
                 asked.add(weights)
-                self._client.unload(normalise(name))
+                self._unload(normalise(name))

@@ -16,6 +16,8 @@ from aiplatform.serving import Serving
 from aiplatform.slots import Alias, Resident, Table
 from aiplatform.store import Store
 
+LOAD_SECONDS = 60
+
 
 class Ollama:
     """Names, manifests and runners as Ollama keeps them: a runner is known by its weights and its load options."""
@@ -102,7 +104,7 @@ def ollama():
 
 def serving(server: Ollama, *residents: Resident, absent=None, instance: str = "node1") -> Serving:
     names = frozenset({"family", "coder", *(alias.name for one in residents for alias in one.aliases)})
-    return Serving(server, Store(server), Table(residents, absent or {}, names), instance, 60)
+    return Serving(server, Store(server), Table(residents, absent or {}, names), instance, LOAD_SECONDS)
 
 
 def converged(server: Ollama, *residents: Resident, **more) -> dict:
@@ -139,6 +141,15 @@ def test_rotation_loads_before_it_moves_the_alias_and_unloads_last(ollama):
     converged(ollama, resident(1, "a:1"), resident(5, "c:1", aliases=[coder]))
     steps = [entry for entry in ollama.log if not entry.startswith("show")]
     assert steps == ["create slot-5", "load slot-5", "create coder", "unload b:1"]
+
+
+def test_a_model_that_goes_may_end_its_answers_first(ollama):
+    limits = []
+    unload = ollama.unload
+    ollama.unload = lambda name, **given: limits.append(given["limits"].total) or unload(name)
+    converged(ollama, resident(5, "b:1"))
+    converged(ollama, resident(5, "c:1"))
+    assert set(limits) == {LOAD_SECONDS}
 
 
 def test_swapped_slots_are_not_loaded_again(ollama):
