@@ -55,6 +55,32 @@ def ready(name: str, url: str, version: str, timeout: float = 120) -> dict[str, 
     return converge(name, plan=lambda: _await_version(name, url, version, timeout), apply=dict, test=False)
 
 
+def up_to_date(name: str, program: str, environment: dict[str, str]) -> dict[str, Any]:
+    """What runs as a unit runs what its files say. Changes nothing: the service that watches this is restarted.
+
+    Files tell only a run that wrote them; where that run ended before its restart, this tells the next one.
+
+    name
+        The unit.
+
+    program
+        The file that it is to run.
+
+    environment
+        Its settings.
+
+    .. code-block:: yaml
+
+        ollama-node1-running:
+          ollama.up_to_date:
+            - name: ollama.service
+            - program: /opt/ollama/0.17.4/bin/ollama
+            - environment: {OLLAMA_NUM_PARALLEL: "2"}
+    """
+    pid = int(__salt__["service.show"](name).get("MainPID", 0))
+    return converge(name, plan=lambda: instances.outdated(pid, program, environment), apply=dict, test=__opts__["test"])
+
+
 def no_other_instances(name: str, units: list[str]) -> dict[str, Any]:
     """Instances that pillar has no more are stopped and their units removed; their models stay in the store.
 

@@ -123,6 +123,14 @@ ollama-{{ name }}-settings:
     - makedirs: true
     - context: {{ {"name": name, "instance": instance} | json }}
 
+ollama-{{ name }}-running:
+  ollama.up_to_date:
+    - name: {{ instance.unit }}
+    - program: {{ ollama.root }}/{{ ollama.version }}/bin/ollama
+    - environment: {{ instance.environment | json }}
+    - require:
+      - ollama: ollama-release
+
 ollama-{{ name }}:
   service.running:
     - name: {{ instance.unit }}
@@ -132,6 +140,7 @@ ollama-{{ name }}:
       - file: ollama-current
       - file: ollama-{{ name }}-unit
       - file: ollama-{{ name }}-settings
+      - ollama: ollama-{{ name }}-running
     - require:
       - file: ollama-models-dir
       - ollama: ollama-tuning

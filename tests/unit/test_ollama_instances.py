@@ -182,3 +182,31 @@ def test_instances_that_are_gone_are_known_by_their_mark(settings, described, tm
     (tmp_path / "folder.service").mkdir()
     assert instances.retired(["ollama.service", "ollama-node0.service"], tmp_path) == []
     assert instances.retired(["ollama.service"], tmp_path) == ["ollama-node0.service"]
+
+
+@pytest.fixture
+def process(tmp_path):
+    """An instance that runs, as /proc shows it; returns that folder."""
+    program = tmp_path / "opt/1.0.0/bin/ollama"
+    folder = tmp_path / "proc/7"
+    for path in (program, folder / "environ"):
+        path.parent.mkdir(parents=True)
+    program.touch()
+    (folder / "exe").symlink_to(program)
+    (folder / "environ").write_bytes(b"HOME=/x\0OLLAMA_HOST=0.0.0.0:1\0HTTPS_PROXY=http://me:old@proxy\0")
+    return folder.parent
+
+
+def test_an_instance_that_runs_as_wanted_is_up_to_date(process, tmp_path):
+    program = str(tmp_path / "opt/1.0.0/bin/ollama")
+    assert instances.outdated(7, program, {"OLLAMA_HOST": "0.0.0.0:1"}, process) == {}
+    assert instances.outdated(0, program, {"OLLAMA_HOST": "other"}, process) == {}
+
+
+def test_an_instance_that_missed_its_restart_is_found_and_no_value_told(process, tmp_path):
+    program = str(tmp_path / "opt/1.0.1/bin/ollama")
+    wanted = {"OLLAMA_NUM_PARALLEL": "2", "HTTPS_PROXY": "http://me:new@proxy", "HOME": "/x"}
+    found = instances.outdated(7, program, wanted, process)
+    assert found["program"] == {"old": str(tmp_path / "opt/1.0.0/bin/ollama"), "new": program}
+    assert found["environment"]["old"] == "other values of HTTPS_PROXY, OLLAMA_NUM_PARALLEL"
+    assert "me:" not in str(found)
