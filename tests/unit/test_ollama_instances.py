@@ -210,3 +210,8 @@ def test_an_instance_that_missed_its_restart_is_found_and_no_value_told(process,
     assert found["program"] == {"old": str(tmp_path / "opt/1.0.0/bin/ollama"), "new": program}
     assert found["environment"]["old"] == "other values of HTTPS_PROXY, OLLAMA_NUM_PARALLEL"
     assert "me:" not in str(found)
+
+
+def test_systemd_reads_a_value_as_it_is_written_in_pillar(settings, described):
+    described["node1"]["environment"]["HTTPS_PROXY"] = 'http://me:a%40"b\\@proxy'
+    assert 'Environment="HTTPS_PROXY=http://me:a%%40\\"b\\\\@proxy"' in units(settings, described)["node1"].splitlines()
