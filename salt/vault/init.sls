@@ -119,10 +119,11 @@ vault-service:
       - vault_server: vault-storage
       - platform_firewall: firewall-loaded
 
+# Shares that are encrypted to people are of no use to the master.
 vault_sealed:
   vault_server.watched:
     - port: {{ pillar.services.vault.port }}
-    - enabled: {{ vault.auto_unseal }}
+    - enabled: {{ vault.auto_unseal and not vault.pgp_keys }}
     - require: [service: vault-service]
 
 {% else %}

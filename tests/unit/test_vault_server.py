@@ -3,7 +3,9 @@
 import json
 from unittest.mock import MagicMock, create_autospec
 
+import jinja2
 import pytest
+import yaml
 
 from _beacons import vault_sealed
 from _modules import vault_server as module
@@ -233,6 +235,17 @@ class TestRunner:
             PILLAR["platform"]["hosts"]["ai"]["address"] = "192.0.2.29"
         assert ret["reachable"] is False
         assert ret["retcode"] == 1
+
+
+@pytest.mark.parametrize(
+    ("automatic", "pgp_keys", "enabled"), [(True, [], True), (False, [], False), (True, ["a2V5"], False)]
+)
+def test_vault_is_watched_where_the_master_can_unseal_it(automatic, pgp_keys, enabled):
+    vault = PILLAR["vault"] | {"auto_unseal": automatic, "pgp_keys": pgp_keys}
+    salt = {"vault_server.is_host": lambda: True, "vault_server.configuration": dict}
+    text = (CHECKOUT / "salt/vault/init.sls").read_text()
+    states = yaml.safe_load(jinja2.Template(text).render(salt=salt, pillar=PILLAR | {"vault": vault}))
+    assert {"enabled": enabled} in states["vault_sealed"]["vault_server.watched"]
 
 
 def test_the_masters_client_uses_no_proxy_of_the_environment(monkeypatch, httpserver):
