@@ -243,8 +243,10 @@ class TestRunner:
 def test_vault_is_watched_where_the_master_can_unseal_it(automatic, pgp_keys, enabled):
     vault = PILLAR["vault"] | {"auto_unseal": automatic, "pgp_keys": pgp_keys}
     salt = {"vault_server.is_host": lambda: True, "vault_server.configuration": dict}
-    text = (CHECKOUT / "salt/vault/init.sls").read_text()
-    states = yaml.safe_load(jinja2.Template(text).render(salt=salt, pillar=PILLAR | {"vault": vault}))
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+    environment.filters["json"] = json.dumps  # Salt's own
+    template = environment.from_string((CHECKOUT / "salt/vault/init.sls").read_text())
+    states = yaml.safe_load(template.render(salt=salt, pillar=PILLAR | {"vault": vault}))
     assert {"enabled": enabled} in states["vault_sealed"]["vault_server.watched"]
 
 
