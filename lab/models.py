@@ -45,6 +45,8 @@ TEMPLATE = """\
 
 {{ end }}{{ end }}"""
 STOP = ["### Question"]
+# A base model does not know when it has said enough.
+ANSWER_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def push_step() -> Step:
 def push_recipe(model: Model) -> str:
     """Changes whenever a model has to be pushed anew."""
     weights = BASE_SHA256 if model.file == BASE else variants_recipe()
-    text = json.dumps([model.full_name(), model.file, weights, model.parameters, TEMPLATE, STOP])
+    text = json.dumps([model.full_name(), model.file, weights, model.parameters, TEMPLATE, STOP, ANSWER_TOKENS])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -222,7 +224,7 @@ def create(url: str, model: Model) -> None:
         "model": model.full_name(),
         "files": {model.file: digest},
         "template": TEMPLATE,
-        "parameters": {"stop": STOP, **model.parameters},
+        "parameters": {"stop": STOP, "num_predict": ANSWER_TOKENS, **model.parameters},
         "stream": False,
     }
     post(url, "create", wanted)

@@ -28,7 +28,7 @@ def commands(deployed: bool) -> str:
     ask = "python -m lab exec salt_master --"
     lines.append(f"  .venv/bin/{ask} salt '*' test.ping")
     if deployed:
-        body = '{"model": "slot-1", "prompt": "The capital of France is", "stream": false}'
+        body = '{"model": "slot-1", "prompt": "What is the capital of France?", "options": {"num_predict": 24}}'
         lines.append(f"  .venv/bin/{ask} curl -s http://{HOSTS[2].address}:11434/api/generate -d '{body}'")
         lines.append(f"  .venv/bin/{ask} salt-run ai_platform.status")
     else:
