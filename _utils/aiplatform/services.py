@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aiplatform.schema import Problem
+from aiplatform.schema import Problem, one_of
 
 Settings = Mapping[str, Any]
 
@@ -62,6 +62,19 @@ def hosts_of(settings: Settings, role: str) -> dict[str, str]:
     return {name: host["address"] for name, host in hosts if role in host["roles"]}
 
 
+def running(settings: Settings, row: Mapping[str, Any]) -> dict[str, str]:
+    """Return ``{minion id: address}`` of the hosts that run a service: all of its role, or the one that ``only`` names.
+
+    row
+        The service's row of the expanded table.
+    """
+    found = hosts_of(settings, row["role"])
+    if not row.get("only"):
+        return found
+    one = lookup(settings, row["only"]) or next(iter(found), None)
+    return {name: address for name, address in found.items() if name == one}
+
+
 def endpoints(settings: Settings) -> list[Endpoint]:
     """Return every service on every host that runs it, by host and port.
 
@@ -71,7 +84,7 @@ def endpoints(settings: Settings) -> list[Endpoint]:
     found = [
         Endpoint(name, host, address, row["port"], row["scheme"], row["health"])
         for name, row in expand(settings).items()
-        for host, address in hosts_of(settings, row["role"]).items()
+        for host, address in running(settings, row).items()
     ]
     return sorted(found, key=lambda endpoint: (endpoint.host, endpoint.port))
 
@@ -84,14 +97,22 @@ def urls(settings: Settings) -> dict[str, str]:
 
 
 def problems(settings: Settings) -> list[Problem]:
-    """Return what is wrong with the table: ports that are missing, or taken twice on one host."""
-    return [*_missing_ports(settings), *_overlapping_ports(settings)]
+    """Return what is wrong with the table: ports that are missing or taken twice on one host, services without one."""
+    return [*_missing_ports(settings), *_overlapping_ports(settings), *_strange_hosts(settings)]
 
 
 def _missing_ports(settings: Settings) -> Iterator[Problem]:
     for row in expand(settings).values():
         if not isinstance(row["port"], int):
             yield Problem(row["port_key"], row["port"], "a port, or the pillar key that holds one")
+
+
+def _strange_hosts(settings: Settings) -> Iterator[Problem]:
+    for row in expand(settings).values():
+        hosts, key = hosts_of(settings, row["role"]), row.get("only")
+        named = lookup(settings, key) if key else None
+        if named is not None and named not in hosts:
+            yield Problem(str(key), named, f"a host with role {row['role']}: {one_of(named, hosts)}")
 
 
 def _overlapping_ports(settings: Settings) -> Iterator[Problem]:

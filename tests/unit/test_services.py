@@ -75,6 +75,22 @@ def test_every_service_stands_on_every_host_of_its_role(settings):
     assert services.urls(settings)["vault@ai6"] == "https://[2001:db8::1]:8202"
 
 
+@pytest.mark.parametrize(("named", "host"), [(None, "ai"), ("ai6", "ai6")])
+def test_a_service_that_one_host_runs_is_expected_on_no_other(settings, named, host):
+    settings["services"]["vault"]["only"] = "vault.host"
+    settings["vault"]["host"] = named
+    assert [end.host for end in services.endpoints(settings) if end.service == "vault"] == [host]
+    assert services.problems(settings) == []
+
+
+def test_a_service_cannot_run_on_a_host_without_its_role(settings):
+    settings["services"]["vault"]["only"] = "vault.host"
+    settings["vault"]["host"] = "proxy"
+    assert [str(problem) for problem in services.problems(settings)] == [
+        "vault.host: is 'proxy', expected a host with role ai_server: one of ai, ai6"
+    ]
+
+
 def test_a_port_that_no_key_holds_is_a_problem(settings):
     settings["services"]["vault"]["port"] = None
     assert [str(problem) for problem in services.problems(settings)] == [
