@@ -107,7 +107,8 @@ def shown(default: Any) -> str:
     if default is None:
         return ""
     text = json.dumps(default, ensure_ascii=False).replace("|", "\\|")
-    return f"`{text}`" if len(text) <= 80 else f"see `defaults.yaml` ({len(default)} entries)"
+    short = len(text) <= 80 or isinstance(default, str)
+    return f"`{text}`" if short else f"see `defaults.yaml` ({len(default)} entries)"
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ def test_the_page_is_current():
 def test_every_key_has_a_row_with_its_default_and_meaning():
     page = generate.page(CHECKOUT / "salt")
     assert '| `platform.domain` | `"example.com"` | text (domain) | The site\'s DNS domain. |' in page
+    assert '| `ollama.source` | `"https://github.com/ollama/' in page
     assert "| `preflight.data_root_free_gb` | `500` | number |" in page
     assert "| `platform.hosts.<name>.address` |  | text (address) |" in page
     rows = [line for line in page.splitlines() if line.startswith("| `")]
