@@ -152,15 +152,15 @@ def release_present(install_dir: str, version: str) -> bool:
     return vault_host.release_present(Path(install_dir), version)
 
 
-def install_release(install_dir: str, version: str, source: str, source_hash: str) -> bool:
+def install_release(install_dir: str, version: str, source: str, source_hash: str | dict[str, str]) -> bool:
     """Fetch a release, check its hash and unpack it beside the others.
 
     install_dir
         The folder that holds the versions.
     source
-        URL of the zip archive; ``{version}`` in it is filled in.
+        URL of the zip archive; ``{version}`` and ``{arch}`` (amd64, arm64) in it are filled in.
     source_hash
-        ``sha256=<hex>``.
+        ``sha256=<hex>``, or ``{<arch>: sha256=<hex>}``.
 
     CLI Example:
 
@@ -168,12 +168,12 @@ def install_release(install_dir: str, version: str, source: str, source_hash: st
 
         salt ai_server vault_server.install_release /opt/vault 1.21.0 http://files/vault.zip sha256=5a91…
     """
-    url = source.format(version=version)
-    cached = __salt__["cp.cache_file"](url, source_hash=source_hash)
+    url, wanted = vault_host.release_archive(version, source, source_hash, __grains__["cpuarch"])
+    cached = __salt__["cp.cache_file"](url, source_hash=wanted)
     if not cached:
         raise PlatformError("Vault's release cannot be fetched", where=url, hint="look at pillar vault:source")
     try:
-        vault_host.check_hash(Path(cached), source_hash, url)
+        vault_host.check_hash(Path(cached), wanted, url)
         vault_host.unpack(Path(cached), Path(install_dir), version)
     finally:
         # Unpacked or wrong: either way the archive has served.

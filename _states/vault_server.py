@@ -11,7 +11,7 @@ from aiplatform.errors import PlatformError
 from aiplatform.states import converge
 
 
-def release_installed(name: str, version: str, source: str, source_hash: str) -> dict[str, Any]:
+def release_installed(name: str, version: str, source: str, source_hash: str | dict[str, str]) -> dict[str, Any]:
     """Have a pinned version unpacked in its own folder below ``name``.
 
     .. code-block:: yaml
@@ -20,8 +20,8 @@ def release_installed(name: str, version: str, source: str, source_hash: str) ->
           vault_server.release_installed:
             - name: /opt/vault
             - version: 1.21.0
-            - source: https://releases.hashicorp.com/vault/{version}/vault_{version}_linux_amd64.zip
-            - source_hash: sha256=5a91…
+            - source: https://releases.hashicorp.com/vault/{version}/vault_{version}_linux_{arch}.zip
+            - source_hash: {amd64: sha256=5a91…}
     """
     return converge(
         name,

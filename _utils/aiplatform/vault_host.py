@@ -14,6 +14,7 @@ from typing import Any
 
 from aiplatform import vault_tls
 from aiplatform.errors import PlatformError
+from aiplatform.release import ARCHITECTURES
 from aiplatform.vault_keys import sync_directory, write_durably
 from aiplatform.vault_policy import certificate_names, end, url
 
@@ -69,6 +70,31 @@ def release_present(install_dir: Path, version: str) -> bool:
     """Whether the binary of ``version`` is unpacked, completely."""
     # The folder appears by a rename, so it is complete where it is there.
     return os.access(install_dir / version / BINARY, os.X_OK)
+
+
+def release_archive(version: str, source: str, hashes: str | Mapping[str, str], machine: str) -> tuple[str, str]:
+    """Return URL and hash of the release's archive for a processor.
+
+    source
+        The URL with ``{version}`` and ``{arch}``.
+    hashes
+        The hash, or one by architecture.
+    machine
+        The processor as the kernel names it.
+
+    Raises ``PlatformError`` for a processor that none is known for.
+    """
+    arch = ARCHITECTURES.get(machine, machine)
+    wanted = hashes if isinstance(hashes, str) else hashes.get(arch, "")
+    if not wanted:
+        raise PlatformError(
+            "No hash is known of Vault's release for this processor",
+            where=f"pillar vault:source_hash:{arch}",
+            expected=" or ".join(hashes),
+            actual=machine,
+            hint="take it from upstream's list of checksums",
+        )
+    return source.format(version=version, arch=arch), wanted
 
 
 def unpack(archive: Path, install_dir: Path, version: str) -> None:

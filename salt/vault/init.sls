@@ -55,7 +55,7 @@ vault-release:
     - name: {{ vault.install_dir }}
     - version: {{ vault.version }}
     - source: {{ vault.source }}
-    - source_hash: {{ vault.source_hash }}
+    - source_hash: {{ vault.source_hash | json }}
 
 vault-current:
   file.symlink:

@@ -8,6 +8,8 @@ import pytest
 
 from aiplatform import vault_host, vault_tls
 from aiplatform.errors import PlatformError
+from aiplatform.settings import read_yaml
+from tests.conftest import CHECKOUT
 
 PLATFORM = {
     "domain": "acme.test",
@@ -40,6 +42,39 @@ def test_an_ipv6_address_is_put_in_brackets():
     found = vault_host.configuration(PLATFORM | {"hosts": hosts}, 8202, "ai")
     assert found["listener"][0]["tcp"]["address"] == "[2001:db8::29]:8202"
     assert found["api_addr"] == "https://[2001:db8::29]:8202"
+
+
+HASHES = {"amd64": "sha256=a", "arm64": "sha256=b"}
+
+
+@pytest.mark.parametrize(
+    ("hashes", "machine", "expected"),
+    [
+        (HASHES, "x86_64", ("http://x/1.2.3_amd64.zip", "sha256=a")),
+        (HASHES, "aarch64", ("http://x/1.2.3_arm64.zip", "sha256=b")),
+        ("sha256=c", "aarch64", ("http://x/1.2.3_arm64.zip", "sha256=c")),
+    ],
+)
+def test_each_processor_has_its_archive(hashes, machine, expected):
+    source = "http://x/{version}_{arch}.zip"
+    assert vault_host.release_archive("1.2.3", source, hashes, machine) == expected
+
+
+@pytest.mark.parametrize(("hashes", "machine"), [(HASHES, "riscv64"), ({"amd64": "sha256=a"}, "aarch64")])
+def test_a_processor_without_a_hash_is_refused(hashes, machine):
+    with pytest.raises(PlatformError, match=rf"source_hash.*expected: amd64.*actual: {machine}"):
+        vault_host.release_archive("1.2.3", "http://x", hashes, machine)
+
+
+def test_every_processor_that_preflight_takes_has_a_hash():
+    defaults = {}
+    for formula in ("vault", "preflight"):
+        defaults |= read_yaml(CHECKOUT / f"salt/{formula}/defaults.yaml")
+    vault = defaults["vault"]
+    for machine in defaults["preflight"]["architectures"]:
+        url, wanted = vault_host.release_archive(vault["version"], vault["source"], vault["source_hash"], machine)
+        assert "{" not in url
+        assert len(wanted) == len("sha256=") + 64
 
 
 def test_unpacking_is_complete_or_not_there(tmp_path, archive):

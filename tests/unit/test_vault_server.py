@@ -48,7 +48,7 @@ def salt():
 
 @pytest.fixture
 def minion(monkeypatch, salt):
-    bind(monkeypatch, module, salt=salt, pillar=PILLAR, opts={"id": "ai"})
+    bind(monkeypatch, module, salt=salt, pillar=PILLAR, opts={"id": "ai"}, grains={"cpuarch": "x86_64"})
     return module
 
 
