@@ -29,8 +29,6 @@ KEY_SECONDS = 60
 PORTS = 2
 PKI = "/etc/salt/pki/master"
 AUTHORIZED = "/home/admin/.ssh/authorized_keys"
-# A change below these is seen by the master's daemons after a restart only.
-DAEMON_PARTS = ("etc/", "_utils/", "_pillar/", "_runners/", "_modules/")
 
 
 def put(host: Host, files: dict[str, bytes], mode: int = 0o644) -> None:
@@ -155,30 +153,15 @@ def sync_project() -> str:
     copy_tree(MASTER, names)
     copied = copy_pillar()
     configure_master()
-    daemon = tree_digest([name for name in names if name.startswith(DAEMON_PARTS)])
-    if stamped(MASTER, "daemon") != daemon:
-        execute(MASTER, "systemctl", "restart", "salt-master")
-        until(master_listens, "salt_master: Salt's master does not listen")
-        stamp(MASTER, "daemon", daemon)
     stamp(MASTER, "project.files", "\n".join(names) + "\n")
     stamp(MASTER, "project", tree_digest(names))
     return f"{len(names)} files at {TARGET}" + (f"; pillar: {', '.join(copied)}" if copied else "")
 
 
 def configure_master() -> None:
-    """Point /etc/salt at the checkout's configuration, and let the checkout write its own paths."""
-    execute(MASTER, "/opt/salt/bin/python", f"{TARGET}/etc/configure.py", "--pillar", PILLAR)
-    ai_server = next(host for host in MINIONS if host.name == "ai_server")
-    script = f"""set -e
-mkdir -p /etc/salt
-ln -sfn {TARGET}/etc/master/master /etc/salt/master
-[ -L /etc/salt/master.d ] || {{ rm -rf /etc/salt/master.d; ln -s {TARGET}/etc/master/master.d /etc/salt/master.d; }}
-cp --remove-destination {TARGET}/etc/systemd/salt-master.service /etc/systemd/system/salt-master.service
-PYTHONPATH={TARGET}/_utils /opt/salt/bin/python -m aiplatform.vault_master --address {ai_server.address}
-systemctl daemon-reload
-systemctl enable --quiet salt-master
-"""
-    execute(MASTER, "sh", "-c", script)
+    """Let the checkout on the master configure Salt there, as an operator's `make master` does."""
+    execute(MASTER, f"{TARGET}/etc/configure-master.sh", PILLAR)
+    until(master_listens, "salt_master: Salt's master does not listen")
 
 
 def lab_pillar() -> dict[str, bytes]:

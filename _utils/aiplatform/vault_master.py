@@ -1,12 +1,10 @@
 """The master's own way into Vault: its configuration for saltext-vault and the platform's authority.
 
-Made before the master daemon starts, so that the daemon needs no restart when Vault comes up. As a script:
-``python -m aiplatform.vault_master --address ADDRESS``.
+Made before the master daemon starts, so that the daemon needs no restart when Vault comes up.
 """
 
 from __future__ import annotations
 
-import argparse
 import secrets
 from pathlib import Path
 from typing import Any
@@ -142,19 +140,3 @@ def _load(path: Path) -> dict[str, Any]:
             expected="a YAML mapping",
             hint="delete it and set the master up again; the next bootstrap then registers the new login",
         ) from err
-
-
-def main() -> None:
-    """Set the master up from the command line."""
-    parser = argparse.ArgumentParser(description="Write the Salt master's configuration for Vault.")
-    parser.add_argument("--address", required=True, help="address that Vault listens on")
-    parser.add_argument("--port", type=int, default=8202)
-    parser.add_argument("--key-store", default=DEFAULT_PATH)
-    parser.add_argument("--config", default=DEFAULT_CONFIG)
-    args = parser.parse_args()
-    changed = set_up(args.address, args.port, args.key_store, args.config)
-    print(f"{args.config}: {'written' if changed else 'already as wanted'}")  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()
