@@ -114,11 +114,11 @@ def status() -> dict[str, Any]:
         return _refused(err)
     hosts = list(pillar["platform"]["hosts"])
     up = _ask(hosts, "test.ping")
-    loaded = _ask([name for name in services.hosts_of(pillar, "ai_server") if up.get(name)], "model_slots.status")
+    servers = [name for name in services.hosts_of(pillar, "ai_server") if up.get(name)]
     data = {
         "hosts": {name: bool(up.get(name)) for name in hosts},
         "services": [health.probe(end, _trust(pillar)) for end in health.seen_by_master(pillar)],
-        "slots": [{"host": host} | row for host, rows in loaded.items() if isinstance(rows, list) for row in rows],
+        "slots": health.slot_rows(servers, _ask(servers, "model_slots.status")),
     }
     good = all(data["hosts"].values()) and all(row["ok"] for row in data["services"])
     data["retcode"] = int(not (good and all(row["loaded"] for row in data["slots"])))

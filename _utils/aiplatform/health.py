@@ -74,6 +74,19 @@ def _instead(host: str, answers: Mapping[str, Any]) -> str:
     return str(answers[host]) if host in answers else "no answer: is salt-minion running there?"
 
 
+def slot_rows(hosts: Iterable[str], answers: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the slots of all hosts; for a host that gave no list of them, a row that says what it gave instead."""
+    rows: list[dict[str, Any]] = []
+    for host in hosts:
+        if isinstance(answers.get(host), list):
+            rows += [{"host": host} | row for row in answers[host]]
+        else:
+            reason = (_instead(host, answers).strip().splitlines() or ["an empty answer"])[-1]
+            unknown = {"name": "unknown", "instance": "unknown", "model": reason, "loaded": False, "context": None}
+            rows.append({"host": host} | unknown)
+    return rows
+
+
 def latest_report(folder: Path) -> Finding:
     """There is a report of the benchmark's latest run."""
     found = sorted(folder.glob("*.md"), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []

@@ -192,3 +192,13 @@ def test_the_latest_report_is_named(tmp_path):
     assert not health.latest_report(tmp_path / "none").ok
     (tmp_path / "report.md").write_text("# Report")
     assert health.latest_report(tmp_path).actual == "report.md"
+
+
+def test_a_server_that_cannot_tell_its_slots_is_no_good_server():
+    slot = {"name": "slot-1", "instance": "node1", "model": "a:1", "loaded": True, "context": 8192}
+    answers = {"a": [slot], "b": "Traceback:\n  ...\nOllama refused"}
+    found = health.slot_rows(["a", "b", "c"], answers)
+    assert [(row["host"], row["loaded"]) for row in found] == [("a", True), ("b", False), ("c", False)]
+    assert found[1]["model"] == "Ollama refused"
+    text = health.status_text({"hosts": {}, "services": [], "slots": found})
+    assert text.count("NOT LOADED") == 2
