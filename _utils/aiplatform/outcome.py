@@ -118,18 +118,15 @@ def _rows_of(step: Step, state: Mapping[str, Any]) -> Iterator[tuple[Row, list[F
         yield Row(step.phase, step.id, "master", result, changed, seconds), causes
         return
     answers = state.get("changes", {}).get("ret", {})
+    causes = {host: failures_of(step.phase, host, answers.get(host, {})) for host in hosts}
+    if state.get("result") is False and not any(causes.values()):
+        # No host answered, one answered without any state, or Salt refused the step as a whole.
+        causes = {host: [Failure(step.phase, host, "", str(state.get("comment", "")))] for host in hosts}
     for host in hosts:
-        yield _host_row(step, host, answers, state, seconds)
+        yield _host_row(step, host, answers.get(host, {}), causes[host], seconds)
 
 
-def _host_row(
-    step: Step, host: str, answers: Mapping[str, Any], state: Mapping[str, Any], seconds: float
-) -> tuple[Row, list[Failure]]:
-    answer = answers.get(host, {})
-    causes = failures_of(step.phase, host, answer)
-    if state.get("result") is False and not answers:
-        # No host answered, or Salt refused the step as a whole.
-        causes = [Failure(step.phase, host, "", str(state.get("comment", "")))]
+def _host_row(step: Step, host: str, answer: Any, causes: list[Failure], seconds: float) -> tuple[Row, list[Failure]]:
     pending = any(item.get("result") is None for item in states_of(answer))
     changed = changed_ids(answer)
     result = FAILED if causes else _verdict(None if pending else True, changed)

@@ -69,6 +69,12 @@ def test_a_step_that_salt_refused_fails_on_every_host():
     assert {failure.reason for failure in failures} == {"c"}
 
 
+def test_a_failed_step_without_any_failed_state_is_no_success():
+    found, failures = rows(answered(False, {"ai_server": {}}))
+    assert {row.result for row in found} == {"FAILED"}
+    assert {failure.reason for failure in failures} == {"c"}
+
+
 def test_what_waited_for_a_failed_step_was_not_run():
     found, failures = rows(answered(False, __state_ran__=False))
     assert {row.result for row in found} == {"not run"}
