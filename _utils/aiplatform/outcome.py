@@ -118,12 +118,12 @@ def _rows_of(step: Step, state: Mapping[str, Any]) -> Iterator[tuple[Row, list[F
         yield Row(step.phase, step.id, "master", result, changed, seconds), causes
         return
     answers = state.get("changes", {}).get("ret", {})
-    causes = {host: failures_of(step.phase, host, answers.get(host, {})) for host in hosts}
-    if state.get("result") is False and not any(causes.values()):
+    found = {host: failures_of(step.phase, host, answers.get(host, {})) for host in hosts}
+    if state.get("result") is False and not any(found.values()):
         # No host answered, one answered without any state, or Salt refused the step as a whole.
-        causes = {host: [Failure(step.phase, host, "", str(state.get("comment", "")))] for host in hosts}
+        found = {host: [Failure(step.phase, host, "", str(state.get("comment", "")))] for host in hosts}
     for host in hosts:
-        yield _host_row(step, host, answers.get(host, {}), causes[host], seconds)
+        yield _host_row(step, host, answers.get(host, {}), found[host], seconds)
 
 
 def _host_row(step: Step, host: str, answer: Any, causes: list[Failure], seconds: float) -> tuple[Row, list[Failure]]:
