@@ -124,6 +124,15 @@ def test_a_fault_is_found(answers, server, fault, check, actual):
     assert actual in found[check]
 
 
+def test_a_dead_instance_hides_no_other_check(answers, server, monkeypatch):
+    def dead():
+        raise CommandExecutionError("Nothing answers")
+
+    monkeypatch.setitem(verify.__salt__, "model_slots.status", dead)
+    answers["seal"] = {"initialized": True, "sealed": True}
+    assert failed() == {"slots": "Nothing answers", "Vault's health": "initialized true, sealed true"}
+
+
 def test_a_foreign_secret_that_can_be_read_is_a_fault(answers, server, pillar):
     pillar["roles"] = ["nginx_proxy"]
     answers["secrets"]["secret/ai-platform/keycloak"] = {"admin_password": "x"}
