@@ -37,7 +37,7 @@ def check(name: str) -> dict[str, Any]:
 
         salt ai_server verify.check vault_health
     """
-    return checks.run(name, _checks()[name]).on(__grains__["id"])
+    return checks.run(name, lambda: _checks()[name]()).on(__grains__["id"])
 
 
 def run(only: list[str] | None = None) -> list[dict[str, Any]]:

@@ -133,6 +133,10 @@ def test_a_dead_instance_hides_no_other_check(answers, server, monkeypatch):
     assert failed() == {"slots": "Nothing answers", "Vault's health": "initialized true, sealed true"}
 
 
+def test_a_check_that_is_gone_since_it_was_named_has_failed(answers):
+    assert verify.check("slots")["ok"] is False
+
+
 def test_a_foreign_secret_that_can_be_read_is_a_fault(answers, server, pillar):
     pillar["roles"] = ["nginx_proxy"]
     answers["secrets"]["secret/ai-platform/keycloak"] = {"admin_password": "x"}
