@@ -167,6 +167,7 @@ def differences(instance: str) -> dict[str, Any]:
     serving = _serving(instance)
     try:
         _refuse_shared_weights()
+        _refuse_crowded_nodes()
         return serving.differences()
     except ollama.InstanceDown:
         return serving.everything()
@@ -287,3 +288,11 @@ def _refuse_shared_weights() -> None:
     store, table = _store(), _table()
     weights = {ollama.normalise(one.model): store.weights(one.model) for one in table.residents}
     slots.refuse(slots.problems(table, {name: digest for name, digest in weights.items() if digest}))
+
+
+def _refuse_crowded_nodes() -> None:
+    """Refuse a table whose models need more memory than their instances' nodes have, by the sizes in the store."""
+    tags, sizes = _store().tags, dict.fromkeys(__pillar__["ollama"]["instances"], 0)
+    for one in _table().residents:
+        sizes[one.instance] += tags.get(ollama.normalise(one.model), {}).get("size", 0)
+    __salt__["numa.plan"](sizes=sizes)

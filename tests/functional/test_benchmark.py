@@ -71,7 +71,7 @@ def host(instances, checkout, tmp_path_factory):
     suite = (checkout / "benchmarks/models/suite.yaml").read_text()
     threads = {name: {"num_thread": 1} for name in instances}
     called = {
-        "numa.plan": lambda: threads,
+        "numa.plan": lambda sizes=None: threads,
         "cp.get_file_str": lambda _: suite,
         "service.available": lambda _: False,
         "pillar.items": lambda unmask: pillar,

@@ -39,7 +39,7 @@ def salt(pillar, checkout, tmp_path, monkeypatch):
         "event.send": note("event"),
         "service.available": lambda unit: unit == "ollama-warmup.service",
         "service.restart": note("restart", answer=True),
-        "numa.plan": lambda: {"node1": {"num_thread": 2}, "node0": {"num_thread": 2}},
+        "numa.plan": lambda sizes=None: {"node1": {"num_thread": 2}, "node0": {"num_thread": 2}},
         "model_slots.client": lambda name: types.SimpleNamespace(version=lambda: "0.17.4", name=name),
         "model_slots.threads": lambda: {"node1": 2, "node0": 2},
         "model_slots.installed": list,
@@ -241,6 +241,23 @@ def test_a_refused_table_is_told_by_the_state_not_by_the_compiler(salt, pillar):
     for state in (slots_state.pulled("all"), slots_state.served("node1")):
         assert state["result"] is False
         assert "The slot table is refused" in state["comment"]
+
+
+def test_a_table_is_refused_that_its_nodes_cannot_hold(salt, pillar, monkeypatch):
+    def plan(sizes=None):
+        if sizes and sizes["node1"] > 10:
+            raise PlatformError(f"node 1 cannot hold its slots: {sizes}")
+        return {"node1": {"num_thread": 2}, "node0": {"num_thread": 2}}
+
+    pillar["selection"] = {"slot1_general": "a:1", "slot2_general": "b:1", "slot3_coding": "not-pulled:1"}
+    store = types.SimpleNamespace(tags={"a:1": {"size": 7}, "b:1": {"size": 5}}, weights=lambda name: name)
+    serving = types.SimpleNamespace(differences=dict)
+    monkeypatch.setattr(model_slots, "_store", lambda: store)
+    monkeypatch.setattr(model_slots, "_serving", lambda _: serving)
+    salt.functions |= {"numa.plan": plan, "model_slots.differences": model_slots.differences}
+    assert "{'node1': 12, 'node0': 0}" in slots_state.served("node0")["comment"]
+    store.tags["b:1"]["size"] = 3
+    assert slots_state.served("node0")["result"] is True
 
 
 def test_warmup_may_take_as_long_as_its_loads(salt):
