@@ -142,6 +142,7 @@ def test_units_hold_nothing_that_broke_before(settings, described, word):
     "line",
     [
         "LimitMEMLOCK=infinity",
+        "ExecStartPre=+/usr/sbin/nft --terse list table inet ai_platform",
         "LimitNOFILE=65535",
         "OOMScoreAdjust=-500",
         "OOMPolicy=continue",
