@@ -62,7 +62,7 @@ def _checks() -> Checks:
     if __pillar__["roles"]:
         found |= _vault_checks()
     if "ai_server" in __pillar__["roles"]:
-        found |= _ollama_checks() | _slot_checks()
+        found |= _ollama_checks() | _filled_checks() | _slot_checks()
     return found
 
 
@@ -139,6 +139,25 @@ def _warmed(unit: str) -> Finding:
     shown = __salt__["service.show"](unit)
     actual = f"{shown.get('ActiveState', 'unknown')} ({shown.get('SubState', 'unknown')})"
     return Finding(f"unit {unit}", actual == "active (exited)", "active (exited)", actual, f"journalctl -u {unit}")
+
+
+def _filled_checks() -> Checks:
+    """Each instance that slots stand on has a model for one of them: no other check misses what nobody chose."""
+    return {f"filled_{name}": lambda name=name: _filled(name) for name in slots.filled(__pillar__)}
+
+
+def _filled(instance: str) -> Finding:
+    # A minion's own copy of the pillar may be older than the selection.
+    if "verify.pillar" not in __context__:
+        __context__["verify.pillar"] = __salt__["pillar.items"](unmask=True)
+    held = slots.filled(__context__["verify.pillar"]).get(instance, [])
+    return Finding(
+        f"slots of Ollama instance {instance}",
+        bool(held),
+        "a model in at least one of them",
+        ", ".join(held) or "all empty",
+        "salt-run benchmark.report says why: mostly the floors, benchmark.thresholds in pillar",
+    )
 
 
 def _slot_checks() -> Checks:

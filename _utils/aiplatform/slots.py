@@ -95,6 +95,19 @@ def chosen_model(number: int | str, slot: Mapping[str, Any], selection: Mapping[
     return str(model) if model else None
 
 
+def filled(pillar: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return ``{instance: its slots that have a model}``, such as ``slot-1: llama3.1:8b``, by pillar alone.
+
+    pillar
+        The effective pillar: ``slots`` and ``selection``. Instances that no slot stands on are left out.
+    """
+    found: dict[str, list[str]] = {str(slot["instance"]): [] for slot in pillar["slots"].values()}
+    for number, slot in sorted(pillar["slots"].items(), key=lambda item: int(item[0])):
+        if model := chosen_model(number, slot, pillar["selection"]):
+            found[slot["instance"]].append(f"{technical_name(int(number))}: {model}")
+    return found
+
+
 def resolve(pillar: Mapping[str, Any], threads: Mapping[str, int]) -> Table:
     """Compile the table.
 

@@ -38,6 +38,8 @@ def pillar():
             "api_host": "0.0.0.0",
             "instances": {"node1": {"port": 1, "unit": "ollama.service"}},
         },
+        "slots": {1: {"instance": "node1", "kind": "general"}, 5: {"instance": "node1", "kind": "general"}},
+        "selection": {"slot1_general": "a:1"},
         "services": {},
         "roles": ["ai_server"],
     }
@@ -65,6 +67,7 @@ def answers(monkeypatch, pillar):
         "ollama.version": lambda _: found["version"],
         "service.show": lambda _: found["unit"],
         "model_slots.status": lambda: found["slots"],
+        "pillar.items": lambda unmask: pillar if unmask else {},
     }
     for name, value in (
         ("__grains__", {"id": "ai_server"}),
@@ -96,6 +99,7 @@ def test_a_healthy_host_passes(answers, server):
         "vault_other_secret",
         "ollama_node1",
         "warmup_node1",
+        "filled_node1",
         "slot_slot-1",
         "alias_family",
     }
@@ -122,6 +126,27 @@ def test_a_fault_is_found(answers, server, fault, check, actual):
     found = failed()
     assert list(found) == [check]
     assert actual in found[check]
+
+
+def test_an_instance_whose_slots_are_all_empty_is_a_fault(answers, server, pillar):
+    answers["slots"] = []
+    pillar["selection"] = {"slot1_general": None}
+    assert failed() == {"slots of Ollama instance node1": "all empty"}
+    assert "benchmark.report" in verify.check("filled_node1")["hint"]
+    # One that an operator's edit fills is enough.
+    pillar["slots"][5]["model"] = "b:2"
+    verify.__context__.clear()
+    assert verify.check("filled_node1")["actual"] == "slot-5: b:2"
+
+
+def test_each_instance_with_slots_must_have_a_model(answers, pillar):
+    pillar["slots"][3] = {"instance": "node0", "kind": "coding"}
+    assert [verify.check(f"filled_{name}")["ok"] for name in ("node1", "node0")] == [True, False]
+
+
+def test_slots_are_looked_up_in_todays_selection(answers, pillar, monkeypatch):
+    monkeypatch.setattr(verify, "__pillar__", pillar | {"selection": {}})
+    assert verify.check("filled_node1")["ok"]
 
 
 def test_a_dead_instance_hides_no_other_check(answers, server, monkeypatch):
