@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import salt.key
+
 from aiplatform import bootstrap as bootstrapping
 from aiplatform import deploy as deploying
 from aiplatform import health, outcome, phases, progress, schema, services, settings, tables, vault_master
@@ -172,8 +174,9 @@ def _deploy(only: list[str], limit: list[str], test: bool, fresh: bool) -> dict[
     graph = phases.load(phases.find(__opts__["file_roots"]["base"]))
     record = deploying.Record(Path(__opts__["cachedir"]))
     inputs = deploying.fingerprint(pillar, [*__opts__["file_roots"]["base"], *__opts__.get("runner_dirs", [])])
+    scope = deploying.Scope(inputs, limit, _keys(limit or list(pillar["platform"]["hosts"])))
     phases.check_names(only, graph, "phases")
-    done = [] if only or test or fresh else record.done(inputs, limit)
+    done = {} if only or test or fresh else record.done(scope)
     chosen = [name for name in only or graph if name not in done]
     steps = phases.plan(graph, pillar["platform"]["hosts"], chosen, limit)
     if done:
@@ -183,7 +186,7 @@ def _deploy(only: list[str], limit: list[str], test: bool, fresh: bool) -> dict[
     data = {
         "retcode": int(bool(failures) or not all(row.good for row in rows)),
         "test": test,
-        "resumed": done,
+        "resumed": list(done),
         "seconds": round(time.monotonic() - began, 1),
         "phases": outcome.as_data(rows),
         "failures": outcome.as_data(failures),
@@ -191,7 +194,7 @@ def _deploy(only: list[str], limit: list[str], test: bool, fresh: bool) -> dict[
         "slots": health.chosen_slots(settings.load(__opts__)),
     }
     if not test and not only:
-        _remember(record, inputs, limit, done, rows, bool(data["retcode"]))
+        _remember(record, scope, done, rows, bool(data["retcode"]))
     return tables.answer(__opts__, data, outcome.summary(data))
 
 
@@ -207,14 +210,25 @@ def _orchestrate(
 
 
 def _remember(
-    record: deploying.Record, inputs: str, limit: list[str], done: list[str], rows: list[outcome.Row], failed: bool
+    record: deploying.Record,
+    scope: deploying.Scope,
+    done: dict[str, float],
+    rows: list[outcome.Row],
+    failed: bool,
 ) -> None:
     """Keep what went well for the next run, or forget it once all did."""
     if not failed:
         record.clear()
         return
     bad = {row.phase for row in rows if not row.good} | {phases.MINIONS}
-    record.failed(inputs, limit, [*done, *(row.phase for row in rows if row.phase not in bad)])
+    good = {row.phase for row in rows if row.phase not in bad}
+    record.failed(scope, dict.fromkeys(good, time.time()) | done)
+
+
+def _keys(hosts: list[str]) -> dict[str, str]:
+    """Return the fingerprint of each host's accepted key; hosts without one are left out."""
+    accepted = salt.key.Key(__opts__).finger("*").get("minions", {})
+    return {host: accepted[host] for host in hosts if host in accepted}
 
 
 def _names(value: list[str] | str | None) -> list[str]:

@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from getpass import getuser
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from aiplatform.errors import PlatformError
 from aiplatform.phases import MINIONS, RUNNER, STATE, Step
 
 FOLDER = "ai_platform"
+# What a failed deploy had done counts for a day.
+KEPT_SECONDS = 24 * 3600
 # What differs between two runs of one deploy and must not make it another one: the benchmark writes the selection.
 _NOT_INPUTS = frozenset({"selection", "compiled", "phases", "limit"})
 _held: dict[Path, int] = {}
@@ -81,30 +84,51 @@ class Lock:
         )
 
 
+@dataclass(frozen=True)
+class Scope:
+    """What a deploy works on; only one of the same scope is carried on.
+
+    inputs
+        The fingerprint of what is deployed.
+    limit
+        The hosts it is limited to.
+    keys
+        The fingerprint of each host's accepted key, by host: a host that was installed anew has another one.
+    """
+
+    inputs: str
+    limit: Sequence[str]
+    keys: Mapping[str, str]
+
+    def as_data(self) -> dict[str, Any]:
+        """Return it as the record keeps it."""
+        return {"inputs": self.inputs, "limit": sorted(self.limit), "keys": dict(self.keys)}
+
+
 class Record:
     """Which phases of the latest deploy went well, so that a new run carries on from the others."""
 
     def __init__(self, cachedir: Path) -> None:
         self.path = cachedir / FOLDER / "deploy.json"
 
-    def done(self, inputs: str, limit: Sequence[str]) -> list[str]:
-        """Return the phases that went well in the failed deploy of these inputs and hosts.
+    def done(self, scope: Scope) -> dict[str, float]:
+        """Return the phases that went well in the failed deploy of this scope, each with its time (epoch seconds).
 
-        inputs
-            The fingerprint of what is deployed; another one makes a new deploy.
-        limit
-            The hosts it is limited to.
+        A record with a phase older than ``KEPT_SECONDS`` counts as none: who knows what was done to the hosts since.
         """
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return []
-        same = content.get("inputs") == inputs and content.get("limit") == sorted(limit)
-        return list(content["done"]) if same else []
+            return {}
+        if not isinstance(content, dict) or content.get("scope") != scope.as_data():
+            return {}
+        done: dict[str, float] = content["done"]
+        now = time.time()
+        return done if all(0 <= now - at <= KEPT_SECONDS for at in done.values()) else {}
 
-    def failed(self, inputs: str, limit: Sequence[str], done: Iterable[str]) -> None:
-        """Keep the phases that went well before the deploy failed."""
-        content = {"inputs": inputs, "limit": sorted(limit), "done": sorted(set(done))}
+    def failed(self, scope: Scope, done: Mapping[str, float]) -> None:
+        """Keep the phases that went well before the deploy failed, with the time of each as ``done`` returns it."""
+        content = {"scope": scope.as_data(), "done": dict(sorted(done.items()))}
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         fresh = self.path.with_suffix(".new")
         fresh.write_text(json.dumps(content), encoding="utf-8")

@@ -106,13 +106,21 @@ class Site:
         """Write further settings into the operator's pillar, as JSON is YAML."""
         (self.path / "pillar/more.sls").write_text(json.dumps(settings) + "\n")
 
+    def record(self):
+        """What the latest deploy, which failed, has left for the next one."""
+        return json.loads(self._record.read_text())
+
+    @property
+    def _record(self):
+        return Path(self.master.config["cachedir"]) / "ai_platform/deploy.json"
+
     def wipe(self):
         """Undo what the phases have made, and forget earlier deploys."""
         shutil.rmtree(self.path / "out", ignore_errors=True)
         (self.path / "out").mkdir()
         for path in self.path.glob("fail-*"):
             path.unlink()
-        (Path(self.master.config["cachedir"]) / "ai_platform/deploy.json").unlink(missing_ok=True)
+        self._record.unlink(missing_ok=True)
         self.take(0)
         self.edit()
         self.log()

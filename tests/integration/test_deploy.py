@@ -67,6 +67,7 @@ def test_a_failure_stops_what_depends_on_it_and_is_named_and_carried_on(site):
     assert results(data)["docker", "coredns_host"] == "changed"
     assert results(data)["ollama", "ai_server"] == "not run"
     assert {phase for phase, _ in site.ran()} == {"preflight", "docker", "vault"}
+    assert set(site.record()["scope"]["keys"]) == set(site.minions)
 
     site.fail("vault", "ai_server", broken=False)
     again = site.deploy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 
@@ -65,28 +66,64 @@ def record(tmp_path):
     return deploy.Record(tmp_path)
 
 
-def test_a_failed_deploy_is_carried_on(record):
-    record.failed("inputs", [], ["vault", "preflight"])
-    assert record.done("inputs", []) == ["preflight", "vault"]
+SCOPE = deploy.Scope("inputs", [], {"ai_server": "aa:bb", "nginx_proxy": "cc:dd"})
+DAY = 24 * 3600
 
 
-@pytest.mark.parametrize(("inputs", "limit"), [("others", []), ("inputs", ["ai_server"])])
-def test_another_deploy_starts_at_the_beginning(record, inputs, limit):
-    record.failed("inputs", [], ["preflight"])
-    assert record.done(inputs, limit) == []
+@pytest.fixture
+def clock(monkeypatch):
+    """The time that the record sees, in seconds."""
+    now = [1_000_000.0]
+    monkeypatch.setattr(deploy.time, "time", lambda: now[0])
+    return now
 
 
-def test_a_complete_deploy_is_forgotten(record):
-    record.failed("inputs", [], ["preflight"])
+def test_a_failed_deploy_is_carried_on(record, clock):
+    record.failed(SCOPE, {"vault": clock[0] - 5, "preflight": clock[0] - 60})
+    assert record.done(SCOPE) == {"preflight": clock[0] - 60, "vault": clock[0] - 5}
+    assert list(record.done(SCOPE)) == ["preflight", "vault"]
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [
+        {"inputs": "others"},
+        {"limit": ["ai_server"]},
+        {"keys": {"ai_server": "ee:ff", "nginx_proxy": "cc:dd"}},
+        {"keys": {"ai_server": "aa:bb"}},
+    ],
+    ids=["inputs", "limit", "a host installed anew", "a host gone"],
+)
+def test_another_deploy_starts_at_the_beginning(record, clock, difference):
+    record.failed(SCOPE, {"preflight": clock[0]})
+    assert record.done(dataclasses.replace(SCOPE, **difference)) == {}
+
+
+@pytest.mark.parametrize(("seconds", "carried"), [(DAY - 1, True), (DAY + 1, False), (-60, False)])
+def test_an_old_record_counts_as_none_and_so_does_one_of_the_future(record, clock, seconds, carried):
+    record.failed(SCOPE, {"preflight": clock[0]})
+    clock[0] += seconds
+    assert bool(record.done(SCOPE)) is carried
+
+
+def test_its_oldest_phase_is_the_age_of_a_record(record, clock):
+    """Else a deploy that fails again each day would never look at its first phases any more."""
+    record.failed(SCOPE, {"preflight": clock[0] - DAY - 1, "vault": clock[0]})
+    assert record.done(SCOPE) == {}
+
+
+def test_a_complete_deploy_is_forgotten(record, clock):
+    record.failed(SCOPE, {"preflight": clock[0]})
     record.clear()
     record.clear()
-    assert record.done("inputs", []) == []
+    assert record.done(SCOPE) == {}
 
 
-def test_a_torn_record_counts_as_none(record):
-    record.failed("inputs", [], ["preflight"])
-    record.path.write_text("{")
-    assert record.done("inputs", []) == []
+@pytest.mark.parametrize("content", ["{", "[]", '{"inputs": "inputs", "limit": [], "done": ["preflight"]}'])
+def test_a_torn_or_foreign_record_counts_as_none(record, clock, content):
+    record.failed(SCOPE, {"preflight": clock[0]})
+    record.path.write_text(content)
+    assert record.done(SCOPE) == {}
 
 
 def test_settings_and_files_are_inputs_and_the_selection_is_not(tmp_path):
