@@ -7,7 +7,7 @@ from typing import Any
 
 from salt.exceptions import CommandExecutionError
 
-from aiplatform import asking, checks, instances, reach, slots
+from aiplatform import asking, checks, instances, reach, slots, vault_policy, vault_tls
 from aiplatform.checks import Finding
 
 Checks = dict[str, Callable[[], Finding]]
@@ -60,7 +60,7 @@ def run(only: list[str] | None = None) -> list[dict[str, Any]]:
 def _checks() -> Checks:
     found = {name: lambda name=name: _reached(name) for name in reach.from_host(__pillar__, __grains__["id"])}
     if __pillar__["roles"]:
-        found |= _vault_checks()
+        found |= _vault_checks() | _certificate_checks()
     if "ai_server" in __pillar__["roles"]:
         found |= _ollama_checks() | _filled_checks() | _slot_checks()
     return found
@@ -119,6 +119,29 @@ def _other_secret() -> Finding:
             f"foreign secret {path}", refused, "permission denied", "permission denied" if refused else str(err)
         )
     return Finding(f"foreign secret {path}", ok=False, expected="permission denied", actual="it can be read")
+
+
+def _certificate_checks() -> Checks:
+    """On Vault's host alone: the others' trust ends with the same certificate."""
+    on_this_host = vault_policy.vault_host(__pillar__["platform"], __pillar__["vault"]) == __grains__["id"]
+    return {"vault_certificate": _certificate} if on_this_host else {}
+
+
+def _certificate() -> Finding:
+    """The certificate of the running listener, not of the file: a new one counts when it is in use."""
+    address, port = (
+        __pillar__["platform"]["hosts"][__grains__["id"]]["address"],
+        __pillar__["services"]["vault"]["port"],
+    )
+    shown = vault_tls.presented(address, port)
+    least, left = __pillar__["verify"]["certificate_days"], vault_tls.days_left(shown)
+    return Finding(
+        f"Vault's certificate on {address}:{port}",
+        left >= least,
+        f"valid for at least {least} more days",
+        f"{left:.1f} days, until {vault_tls.ends(shown)}",
+        "salt-run vault_server.bootstrap renews it (vault.renew_days in pillar)",
+    )
 
 
 def _ollama_checks() -> Checks:

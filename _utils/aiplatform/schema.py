@@ -281,6 +281,13 @@ def check_load_options(merged: Settings) -> Iterator[Problem]:
                 yield Problem(f"aliases.{name}.num_ctx", num_ctx, reason)
 
 
+def check_certificate_days(merged: Settings) -> Iterator[Problem]:
+    """A deploy renews Vault's certificate before the verification, its last phase, finds it too old."""
+    least, renewed = merged.get("verify", {}).get("certificate_days"), merged.get("vault", {}).get("renew_days")
+    if least and renewed is not None and least >= renewed:
+        yield Problem("verify.certificate_days", least, f"less than vault.renew_days ({renewed}): it is renewed then")
+
+
 def check_run(merged: Settings) -> Iterator[Problem]:
     """Hosts that a run is limited to are hosts of the platform."""
     for name in merged.get("limit", []):
@@ -293,5 +300,6 @@ CROSS_CHECKS: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
     check_slots,
     check_aliases,
     check_load_options,
+    check_certificate_days,
     check_run,
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import ssl
 from collections.abc import Iterable
 
 from cryptography import x509
@@ -123,6 +124,32 @@ def matches(certificate: str, key: str) -> bool:
 def ends(certificate: str) -> str:
     """Return the last day of ``certificate`` (PEM) as YYYY-MM-DD."""
     return f"{x509.load_pem_x509_certificate(certificate.encode()).not_valid_after_utc:%Y-%m-%d}"
+
+
+def days_left(certificate: str) -> float:
+    """Return for how many days from now ``certificate`` (PEM) is still valid; less than 0 where it has ended."""
+    left = x509.load_pem_x509_certificate(certificate.encode()).not_valid_after_utc - _now()
+    return left / datetime.timedelta(days=1)
+
+
+def presented(address: str, port: int, timeout: float = 10) -> str:
+    """Return the certificate (PEM) that a listener presents, whoever signed it and even where it has ended.
+
+    timeout
+        Seconds without an answer after which it is given up.
+
+    Raises ``PlatformError`` where no TLS server answers there.
+    """
+    try:
+        return ssl.get_server_certificate((address, port), timeout=timeout)
+    except OSError as err:
+        raise PlatformError(
+            "The certificate cannot be read from its listener",
+            where=f"{address}, port {port}",
+            expected="a TLS handshake",
+            actual=err,
+            hint="systemctl status vault",
+        ) from err
 
 
 def _issued_by(present: x509.Certificate, issuer: x509.Certificate) -> bool:

@@ -118,6 +118,11 @@ CASES = {
         {"telegram_token": "1:abc"},
         "openclaw.telegram_token: is '(hidden)', expected no secret in pillar",
     ),
+    "certificate too old before it is renewed": (
+        "verify.certificate_days",
+        30,
+        "verify.certificate_days: is 30, expected less than vault.renew_days (30)",
+    ),
     "limit": ("limit", ["ai_serve"], "limit: is 'ai_serve'", "did you mean ai_server?"),
 }
 

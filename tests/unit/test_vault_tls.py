@@ -1,7 +1,11 @@
 """Vault's certificate."""
 
+import datetime
+import ssl
+
 import pytest
 from cryptography import x509
+from pytest_httpserver import HTTPServer
 
 from aiplatform import vault_tls
 from aiplatform.errors import PlatformError
@@ -72,3 +76,23 @@ def test_a_request_signed_with_a_foreign_key_is_refused(authority, host):
     forged = "\n".join([lines[0], *[flipped[i : i + 64] for i in range(0, len(flipped), 64)], lines[-1], ""])
     with pytest.raises((PlatformError, ValueError)):
         vault_tls.sign(forged, *authority, NAMES, 365)
+
+
+@pytest.mark.parametrize("days", [20, -1])
+def test_what_a_listener_presents_says_how_long_it_serves(days, authority, host, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        # Nothing signs what has ended already: it is signed ten days ago.
+        now = vault_tls._now()
+        patch.setattr(vault_tls, "_now", lambda: now - datetime.timedelta(days=10))
+        signed = vault_tls.sign(host[1], *authority, NAMES, days + 10)
+    (tmp_path / "pem").write_text(signed + host[0])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "pem")
+    with HTTPServer(host="127.0.0.1", ssl_context=context) as server:
+        shown = vault_tls.presented("127.0.0.1", server.port, 5)
+    assert vault_tls.days_left(shown) == pytest.approx(days, abs=0.01)
+
+
+def test_a_listener_that_speaks_no_tls_is_named(httpserver):
+    with pytest.raises(PlatformError, match=f"127.0.0.1, port {httpserver.port}"):
+        vault_tls.presented("127.0.0.1", httpserver.port, 1)

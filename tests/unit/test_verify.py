@@ -9,13 +9,15 @@ from salt.exceptions import CommandExecutionError
 
 from _modules import verify
 from _states import verify as state
-from aiplatform import health
+from aiplatform import health, vault_tls
 from aiplatform.services import Endpoint
 
 SECRETS = {
     "ollama": {"readers": ["ai_server", "nginx_proxy"], "keys": {"api_key": "hex32"}},
     "keycloak": {"readers": ["ai_server"], "keys": {}},
 }
+KEY = vault_tls.new_key()
+AUTHORITY = vault_tls.authority(KEY, "Test authority")
 SLOT = {
     "name": "slot-1",
     "instance": "node1",
@@ -30,7 +32,7 @@ SLOT = {
 @pytest.fixture
 def pillar():
     return {
-        "verify": {"connect_timeout": 1, "answer_tokens": 4, "min_tokens_per_second": 2},
+        "verify": {"connect_timeout": 1, "answer_tokens": 4, "min_tokens_per_second": 2, "certificate_days": 14},
         "platform": {"slug": "ai-platform", "hosts": {"ai_server": {"address": "192.0.2.1", "roles": ["ai_server"]}}},
         "vault": {"mount": "secret", "secrets": SECRETS},
         "ollama": {
@@ -40,7 +42,7 @@ def pillar():
         },
         "slots": {1: {"instance": "node1", "kind": "general"}, 5: {"instance": "node1", "kind": "general"}},
         "selection": {"slot1_general": "a:1"},
-        "services": {},
+        "services": {"vault": {"role": "ai_server", "port": 8202, "scheme": "https", "health": "/", "reach": ["any"]}},
         "roles": ["ai_server"],
     }
 
@@ -54,7 +56,14 @@ def answers(monkeypatch, pillar):
         "version": "0.17.4",
         "unit": {"ActiveState": "active", "SubState": "exited"},
         "slots": [dict(SLOT)],
+        "certificate_days": 15,
     }
+
+    def presented(address, port):
+        assert (address, port) == ("192.0.2.1", 8202)
+        return vault_tls.sign(vault_tls.request(KEY, "x"), KEY, AUTHORITY, ["x"], found["certificate_days"])
+
+    monkeypatch.setattr(verify.vault_tls, "presented", presented)
 
     def read(path):
         if path not in found["secrets"]:
@@ -97,6 +106,7 @@ def test_a_healthy_host_passes(answers, server):
         "vault_health",
         "vault_own_secret",
         "vault_other_secret",
+        "vault_certificate",
         "ollama_node1",
         "warmup_node1",
         "filled_node1",
@@ -112,6 +122,7 @@ def test_a_host_without_roles_has_nothing_to_prove(answers, pillar):
 
 FAULTS = [
     ({"seal": {"initialized": True, "sealed": True}}, "Vault's health", "initialized true, sealed true"),
+    ({"certificate_days": 13}, "Vault's certificate on 192.0.2.1:8202", "13.0 days, until "),
     ({"secrets": {}}, "vault_own_secret", "permission denied"),
     ({"version": "0.0.0"}, "version of Ollama instance node1", "0.0.0"),
     ({"unit": {"ActiveState": "failed", "SubState": "failed"}}, "unit ollama-warmup.service", "failed (failed)"),
@@ -160,6 +171,15 @@ def test_a_dead_instance_hides_no_other_check(answers, server, monkeypatch):
 
 def test_a_check_that_is_gone_since_it_was_named_has_failed(answers):
     assert verify.check("slots")["ok"] is False
+
+
+def test_vaults_certificate_is_looked_at_on_its_own_host(answers, pillar):
+    pillar["vault"]["host"] = "other"
+    assert "vault_certificate" not in verify.names()
+
+
+def test_who_renews_the_certificate_is_named(answers):
+    assert "vault_server.bootstrap" in verify.check("vault_certificate")["hint"]
 
 
 def test_a_foreign_secret_that_can_be_read_is_a_fault(answers, server, pillar):
