@@ -64,9 +64,7 @@ def status() -> list[dict[str, Any]]:
 
         salt ai_server model_slots.status
     """
-    # A minion's own copy of the pillar may be older than the selection; states always get a new one, this does not.
-    pillar = __salt__["pillar.items"](unmask=True)
-    store, table = _store(), slots.resolve(pillar, threads())
+    store, table = _store(), _current_table()
     rows = []
     for resident in table.residents:
         digest = store.weights(resident.model)
@@ -75,6 +73,20 @@ def status() -> list[dict[str, Any]]:
         facts = {"context": runner.get("context_length"), "size": runner.get("size")}
         rows.append({**_row(resident), "digest": digest, "loaded": bool(runner), **facts})
     return rows
+
+
+def foreign(instance: str) -> list[str]:
+    """Return the names of what an instance has loaded without need: weights that none of its own names stands for.
+
+    A model that is called by its own name on the wrong instance is one. Embedding models are not listed.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server model_slots.foreign node1
+    """
+    return _serving(instance, table=_current_table()).foreign()
 
 
 # -- the store ----------------------------------------------------------------------------------------------------
@@ -266,6 +278,11 @@ def warmup_seconds(instance: str) -> float:
 
 def _table() -> slots.Table:
     return slots.resolve(__pillar__, threads())
+
+
+def _current_table() -> slots.Table:
+    # A minion's own copy of the pillar may be older than the selection; states always get a new one, others do not.
+    return slots.resolve(__salt__["pillar.items"](unmask=True), threads())
 
 
 def _store() -> Store:

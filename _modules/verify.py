@@ -149,6 +149,7 @@ def _ollama_checks() -> Checks:
     for name, instance in __pillar__["ollama"]["instances"].items():
         found[f"ollama_{name}"] = lambda name=name: _version(name)
         found[f"warmup_{name}"] = lambda instance=instance: _warmed(slots.warmup_unit(instance["unit"]))
+        found[f"foreign_{name}"] = lambda name=name: _undisturbed(name)
     return found
 
 
@@ -162,6 +163,18 @@ def _warmed(unit: str) -> Finding:
     shown = __salt__["service.show"](unit)
     actual = f"{shown.get('ActiveState', 'unknown')} ({shown.get('SubState', 'unknown')})"
     return Finding(f"unit {unit}", actual == "active (exited)", "active (exited)", actual, f"journalctl -u {unit}")
+
+
+def _undisturbed(instance: str) -> Finding:
+    """Nothing is loaded that would take the place of a slot, such as a model called by its base name."""
+    foreign = __salt__["model_slots.foreign"](instance)
+    return Finding(
+        f"what Ollama instance {instance} has loaded",
+        not foreign,
+        "models of its own slots and aliases only",
+        f"foreign: {', '.join(foreign)}" if foreign else "nothing else",
+        f"clients call slots and aliases by name; salt {__grains__['id']} ollama.unload {instance} <foreign name>",
+    )
 
 
 def _filled_checks() -> Checks:

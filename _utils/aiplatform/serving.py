@@ -65,6 +65,22 @@ class Serving:
         """Return the runner that serves a resident, as ``/api/ps`` lists it; None where there is none."""
         return self._runner(resident, self._client.ps(), [alias.name for alias in resident.names])
 
+    def foreign(self) -> list[str]:
+        """Return the names of what is loaded and has weights that no name of this instance stands for.
+
+        Such a model takes the place of a slot. An embedding model does not: there is a place for one beside the slots.
+        """
+        names = {name for one in self._residents for name in (one.model, *(alias.name for alias in one.names))}
+        weights = {self._store.weights(name) for name in names} - {None}
+        found = []
+        for runner in self._client.ps():
+            # A name that has moved on says nothing about what was loaded under it.
+            current = self._store.digest(runner["name"]) == runner["digest"]
+            about = self._store.about(runner["name"]) if current else None
+            if about is None or (about["answers"] and about["weights"] not in weights):
+                found.append(str(runner["name"]))
+        return found
+
     def _alias_difference(self, resident: Resident, alias: Alias) -> dict[str, Any]:
         """Return ``{what: {old, new}}`` where an alias is not as wanted; empty where it is."""
         current, base = self._store.about(alias.name), self._store.about(resident.model)

@@ -49,7 +49,7 @@ class Ollama:
             "parameters": "\n".join(f"{key} {value}" for key, value in model["parameters"].items()),
             "system": model["system"],
             "template": "T",
-            "capabilities": ["completion"],
+            "capabilities": ["embedding" if model["weights"].startswith("e") else "completion"],
             "details": {},
         }
 
@@ -203,6 +203,42 @@ def test_models_that_others_loaded_are_left_alone(ollama):
     ollama.load("embedder:1")
     serving(ollama, resident(1, "a:1")).converge()
     assert "e" * 64 in ollama.runners
+
+
+def test_what_takes_the_place_of_a_slot_is_foreign(ollama):
+    wanted = [resident(1, "a:1", aliases=[Alias("family", "x")]), resident(2, "b:1")]
+    converged(ollama, *wanted)
+    assert serving(ollama, *wanted).foreign() == []
+    # The weights of a slot are no others by their base name.
+    ollama.runners.clear()
+    ollama.load("a:1")
+    assert serving(ollama, *wanted).foreign() == []
+    ollama.load("c:1")
+    assert serving(ollama, *wanted).foreign() == ["c:1"]
+
+
+def test_a_slot_of_the_other_instance_is_foreign(ollama):
+    here, there = resident(1, "a:1"), resident(3, "b:1", instance="node0")
+    converged(ollama, here)
+    other = Ollama(ollama.models)
+    converged(other, there, instance="node0")
+    ollama.load("slot-3")
+    assert serving(ollama, here, there).foreign() == ["slot-3:latest"]
+    assert serving(other, here, there, instance="node0").foreign() == []
+
+
+def test_what_was_loaded_under_a_name_that_is_gone_is_foreign(ollama):
+    converged(ollama, resident(1, "a:1"))
+    ollama.load("c:1")
+    ollama.delete("c:1")
+    assert serving(ollama, resident(1, "a:1")).foreign() == ["c:1"]
+
+
+def test_an_embedding_model_has_a_place_beside_the_slots(ollama):
+    converged(ollama, resident(1, "a:1"))
+    ollama.add("embedder:1", "e")
+    ollama.load("embedder:1")
+    assert serving(ollama, resident(1, "a:1")).foreign() == []
 
 
 def test_a_model_that_is_not_there_is_no_silent_pull(ollama):

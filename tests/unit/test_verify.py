@@ -7,7 +7,7 @@ import json
 import pytest
 from salt.exceptions import CommandExecutionError
 
-from _modules import verify
+from _modules import model_slots, verify
 from _states import verify as state
 from aiplatform import health, vault_tls
 from aiplatform.services import Endpoint
@@ -57,6 +57,7 @@ def answers(monkeypatch, pillar):
         "unit": {"ActiveState": "active", "SubState": "exited"},
         "slots": [dict(SLOT)],
         "certificate_days": 15,
+        "foreign": [],
     }
 
     def presented(address, port):
@@ -76,6 +77,7 @@ def answers(monkeypatch, pillar):
         "ollama.version": lambda _: found["version"],
         "service.show": lambda _: found["unit"],
         "model_slots.status": lambda: found["slots"],
+        "model_slots.foreign": lambda _: found["foreign"],
         "pillar.items": lambda unmask: pillar if unmask else {},
     }
     for name, value in (
@@ -109,6 +111,7 @@ def test_a_healthy_host_passes(answers, server):
         "vault_certificate",
         "ollama_node1",
         "warmup_node1",
+        "foreign_node1",
         "filled_node1",
         "slot_slot-1",
         "alias_family",
@@ -126,6 +129,7 @@ FAULTS = [
     ({"secrets": {}}, "vault_own_secret", "permission denied"),
     ({"version": "0.0.0"}, "version of Ollama instance node1", "0.0.0"),
     ({"unit": {"ActiveState": "failed", "SubState": "failed"}}, "unit ollama-warmup.service", "failed (failed)"),
+    ({"foreign": ["b:2", "c:3"]}, "what Ollama instance node1 has loaded", "foreign: b:2, c:3"),
     ({"slots": [SLOT | {"loaded": False}]}, "slot-1 on node1", "not loaded"),
     ({"slots": [SLOT | {"context": 4096}]}, "slot-1 on node1", "a:1 with context 4096"),
 ]
@@ -160,13 +164,31 @@ def test_slots_are_looked_up_in_todays_selection(answers, pillar, monkeypatch):
     assert verify.check("filled_node1")["ok"]
 
 
+def test_what_is_foreign_follows_todays_selection(answers, pillar, monkeypatch):
+    tables = []
+    instance = type("Instance", (), {"foreign": lambda _: ["b:2"]})()
+    today = pillar | {"models": {"num_ctx": 2048}, "aliases": {}}
+    monkeypatch.setattr(
+        model_slots, "__salt__", {"pillar.items": lambda unmask: today, "numa.plan": dict}, raising=False
+    )
+    monkeypatch.setattr(model_slots, "_store", lambda: None)
+    monkeypatch.setattr(model_slots, "_serving", lambda name, table: tables.append(table) or instance)
+    assert model_slots.foreign("node1") == ["b:2"]
+    assert [one.model for one in tables[0].residents] == ["a:1"]
+
+
 def test_a_dead_instance_hides_no_other_check(answers, server, monkeypatch):
     def dead():
         raise CommandExecutionError("Nothing answers")
 
     monkeypatch.setitem(verify.__salt__, "model_slots.status", dead)
+    monkeypatch.setitem(verify.__salt__, "model_slots.foreign", lambda _: dead())
     answers["seal"] = {"initialized": True, "sealed": True}
-    assert failed() == {"slots": "Nothing answers", "Vault's health": "initialized true, sealed true"}
+    assert failed() == {
+        "slots": "Nothing answers",
+        "foreign_node1": "Nothing answers",
+        "Vault's health": "initialized true, sealed true",
+    }
 
 
 def test_a_check_that_is_gone_since_it_was_named_has_failed(answers):
