@@ -117,11 +117,4 @@ def _answer(url: str) -> str:
 def _other_states() -> Finding:
     """No other run of states may be under way, such as one that a restarted master has lost sight of."""
     running = [job for job in __salt__["saltutil.is_running"]("state.*") if job["pid"] != os.getpid()]
-    actual = ", ".join(f"{job['fun']} {job.get('arg', '')} in pid {job['pid']}, job {job['jid']}" for job in running)
-    return Finding(
-        "other state runs",
-        not running,
-        "none",
-        actual or "none",
-        "wait for it to end (salt-run jobs.active shows it), then run the deploy again",
-    )
+    return hostcheck.other_states(running)

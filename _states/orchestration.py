@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from aiplatform import checks, deploy, tables
+from aiplatform import checks, deploy, hostcheck, tables
 
 # Under this name a minion keeps which modules it has, next to them in its cache.
 DIGEST = "ai_platform_modules"
 
 
 def minions(name: str, hosts: list[str]) -> dict[str, Any]:
-    """Make sure that every minion answers and has this tree's modules and states.
+    """Make sure that every minion answers, runs no states and has this tree's modules and states.
+
+    States may still run for a deploy that ended before they did: its master was restarted, or it was killed. The
+    phases of a deploy run beside others on purpose, so nothing else would keep a phase from running twice at once.
 
     ``state.apply`` of one formula brings no modules. All of ``saltutil.sync_all`` at each deploy would cost
     seconds, so a minion remembers what it has. A dry run brings them too: they are Salt's own cache.
@@ -27,8 +30,12 @@ def minions(name: str, hosts: list[str]) -> dict[str, Any]:
     """
     wanted = deploy.modules_digest(__opts__["file_roots"]["base"])
     answers = _ask(hosts, "data.get", [DIGEST])
-    silent = [host for host in hosts if host not in answers]
-    behind = [host for host in hosts if host in answers and answers[host] != wanted]
+    running = _ask(list(answers), "saltutil.is_running", ["state.*"])
+    busy = [hostcheck.other_states(jobs).on(host) for host, jobs in running.items() if jobs]
+    if busy:
+        return {"name": name, "result": False, "changes": {}, "comment": "\n".join(map(checks.sentence, busy))}
+    silent = [host for host in hosts if host not in running]
+    behind = [host for host in running if answers[host] != wanted]
     if behind:
         # The master lists its files anew only every 20 seconds.
         __salt__["saltutil.runner"]("fileserver.clear_file_list_cache")

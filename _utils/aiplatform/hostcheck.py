@@ -57,6 +57,22 @@ def clock(now: float, masters: float, most: float) -> Finding:
     )
 
 
+def other_states(running: Sequence[Mapping[str, Any]]) -> Finding:
+    """No other run of states may be under way on the host.
+
+    running
+        What is, as ``saltutil.is_running`` has it.
+    """
+    actual = ", ".join(f"{job['fun']} {job.get('arg', '')} in pid {job['pid']}, job {job['jid']}" for job in running)
+    return Finding(
+        "other state runs",
+        not running,
+        "none",
+        actual or "none",
+        "wait for it to end (salt-run jobs.active shows it), then run the deploy again",
+    )
+
+
 def mounted(path: str, wanted: bool) -> Finding:
     """The data folder must be on a file system of its own: a missing mount would fill the system's disk.
 

@@ -67,7 +67,10 @@ def failures_of(phase: str, host: str, answer: Any) -> list[Failure]:
 
 def _refusal(host: str, answer: Any) -> str:
     if answer is False or answer is None:
-        return f"minion {host} did not answer; expected: its salt-minion runs and reaches the master"
+        return (
+            f"minion {host} did not answer; expected: its salt-minion runs and reaches the master, and the master is "
+            "not restarted meanwhile; the job may still be running there"
+        )
     return "; ".join(str(line) for line in answer) if isinstance(answer, list) else str(answer)
 
 

@@ -44,7 +44,7 @@ PHASE = """\
 WORK = """\
 #!/bin/sh
 echo "$2 $3 begin $(date +%s.%N)" >> "$1/log"
-sleep "$(cat "$1/seconds")"
+sleep "$(cat "$1/seconds-$2" 2>/dev/null || cat "$1/seconds")"
 echo "$2 $3 end $(date +%s.%N)" >> "$1/log"
 if [ -e "$1/fail-$2-$3" ]; then echo "$2 is broken" >&2; exit 1; fi
 echo "changed=no"
@@ -89,6 +89,11 @@ class Site:
         path.unlink(missing_ok=True)
         return [(phase, host, what, float(at)) for phase, host, what, at in lines]
 
+    def seen(self, phase, host, what):
+        """Whether a phase has begun, or ended, since the last call of ``log``."""
+        path = self.path / "log"
+        return path.exists() and f"{phase} {host} {what} " in path.read_text()
+
     def ran(self):
         """The phases and hosts that have worked since the last call."""
         return {(phase, host) for phase, host, *_ in self.log()}
@@ -98,9 +103,9 @@ class Site:
         path = self.path / f"fail-{phase}-{host}"
         path.touch() if broken else path.unlink(missing_ok=True)
 
-    def take(self, seconds):
-        """Make every phase take so long."""
-        (self.path / "seconds").write_text(str(seconds))
+    def take(self, seconds, phase=""):
+        """Make every phase take so long, or one."""
+        (self.path / (f"seconds-{phase}" if phase else "seconds")).write_text(str(seconds))
 
     def edit(self, **settings):
         """Write further settings into the operator's pillar, as JSON is YAML."""
@@ -118,7 +123,7 @@ class Site:
         """Undo what the phases have made, and forget earlier deploys."""
         shutil.rmtree(self.path / "out", ignore_errors=True)
         (self.path / "out").mkdir()
-        for path in self.path.glob("fail-*"):
+        for path in (*self.path.glob("fail-*"), *self.path.glob("seconds-*")):
             path.unlink()
         self._record.unlink(missing_ok=True)
         self.take(0)

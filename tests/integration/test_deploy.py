@@ -179,3 +179,35 @@ def test_changed_modules_reach_the_minions_before_anything_runs(site):
     finally:
         (fresh / "fresh.py").unlink()
         fresh.rmdir()
+
+
+def test_after_a_restart_of_the_master_nothing_runs_twice_at_once_and_the_deploy_is_carried_on(site):
+    site.take(24, "docker")
+    command = site.master.salt_run_cli().cmdline("--out=json", "ai_platform.deploy", "limit=coredns_host")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as run:
+        wait.until(lambda: site.seen("docker", "coredns_host", "begin"), 30, what="the slow phase to begin")
+        site.master.terminate()
+        site.master.start()
+        data = json.loads(run.communicate(timeout=60)[0])
+    assert (run.returncode, len(data["failures"])) == (1, 1)
+    failure = data["failures"][0]
+    assert (failure["phase"], failure["host"]) == ("docker", "coredns_host")
+    assert "minion coredns_host did not answer" in failure["reason"]
+    assert results(data)["verify", "coredns_host"] == "not run"
+
+    refused = site.deploy(limit="coredns_host")
+    assert not site.seen("docker", "coredns_host", "end"), "the slow phase is too fast for this test"
+    reason = refused["failures"][0]["reason"]
+    assert reason.startswith("host: coredns_host; check: other state runs; expected: none; actual: state.sls ")
+    assert "fake.docker" in reason
+
+    site.take(0, "docker")
+    wait.until(lambda: not running_states(site), 60, what="the slow phase to end")
+    assert site.ran() == {("preflight", "coredns_host"), ("docker", "coredns_host")}
+    again = site.deploy(limit="coredns_host")
+    assert (again["retcode"], again["resumed"]) == (0, ["preflight"])
+    assert site.ran() == {("docker", "coredns_host"), ("verify", "coredns_host")}
+
+
+def running_states(site):
+    return site.master.salt_cli(timeout=60).run("saltutil.is_running", "state.*", minion_tgt="coredns_host").data

@@ -98,12 +98,16 @@ def test_a_host_without_a_key_is_named(master):
 class Minions:
     """Minions by id with the digest of the modules they have; None where one is down."""
 
-    def __init__(self, have):
+    def __init__(self, have, running):
         self.have = have
+        self.running = running
         self.synced = []
 
     def cmd(self, hosts, function, arg, **kwargs):
         answers = {host: self.have[host] for host in hosts if self.have[host] is not None}
+        if function == "saltutil.is_running":
+            assert arg == ["state.*"]
+            answers = {host: self.running.get(host, []) for host in answers}
         if function == "saltutil.sync_all":
             self.synced += hosts
         if function == "data.update":
@@ -116,8 +120,8 @@ class Minions:
 def ask(monkeypatch):
     """Call the state against minions; returns its result and the minions."""
 
-    def call(have, test=False):
-        found = Minions(have)
+    def call(have, test=False, running=None):
+        found = Minions(have, running or {})
         salt_functions = {"saltutil.cmd": found.cmd, "saltutil.runner": lambda name: None}
         opts = {"test": test, "timeout": 5, "file_roots": {"base": [str(CHECKOUT / "salt")]}}
         monkeypatch.setattr(state, "__salt__", salt_functions, raising=False)
@@ -148,4 +152,12 @@ def test_a_minion_that_is_down_is_named_with_the_four_fields(ask):
     ret, _ = ask({"a": DIGEST, "b": None})
     assert ret["result"] is False
     line = "host: b; check: the minion answers; expected: an answer within 5 s; actual: none; next: "
+    assert ret["comment"].startswith(line)
+
+
+def test_states_that_still_run_are_named_and_nothing_is_done(ask):
+    job = {"fun": "state.sls", "arg": ["docker"], "pid": 7, "jid": "2026"}
+    ret, minions = ask({"a": DIGEST, "b": "", "c": ""}, running={"b": [job]})
+    assert (ret["result"], ret["changes"], minions.synced) == (False, {}, [])
+    line = "host: b; check: other state runs; expected: none; actual: state.sls ['docker'] in pid 7, job 2026"
     assert ret["comment"].startswith(line)
