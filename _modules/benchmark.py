@@ -82,10 +82,29 @@ def measure(models: list[str] | None = None, fresh: bool | None = None) -> dict[
     try:
         for name in instances:
             __salt__["model_slots.unload_all"](name)
-        return _measure(pillar, conditions, found)
+        figures = _measure(pillar, conditions, found)
     finally:
-        for name in instances:
+        # Where measuring failed that is the error to be told, and this is only logged.
+        cold = _warm_up(instances)
+    if cold:
+        raise PlatformError(
+            "All is measured, but slots are not warm",
+            actual="; ".join(cold),
+            hint="run it again: the figures are kept; the models phase puts the slots right",
+        )
+    return figures
+
+
+def _warm_up(instances: list[str]) -> list[str]:
+    """Restart the warm-up of each instance, whatever becomes of the others; returns what went wrong."""
+    cold = []
+    for name in instances:
+        try:
             __salt__["model_slots.warm_up"](name)
+        except PlatformError as err:
+            log.warning("%s", err)
+            cold.append(str(err))
+    return cold
 
 
 def to_be_pulled() -> list[str]:

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from salt.exceptions import CommandExecutionError
+
 from aiplatform import instances, ollama, slots
 from aiplatform.errors import PlatformError
 from aiplatform.serving import Serving
@@ -212,7 +214,9 @@ def unload_all(instance: str) -> bool:
 
 
 def warm_up(instance: str) -> bool:
-    """Restart the warm-up unit of an instance, where there is one.
+    """Restart the warm-up unit of an instance; False where there is none yet.
+
+    Raises ``PlatformError`` naming the unit where it fails.
 
     CLI Example:
 
@@ -221,7 +225,21 @@ def warm_up(instance: str) -> bool:
         salt ai_server model_slots.warm_up node1
     """
     unit = slots.warmup_unit(__pillar__["ollama"]["instances"][instance]["unit"])
-    return bool(__salt__["service.available"](unit) and __salt__["service.restart"](unit))
+    if not __salt__["service.available"](unit):
+        return False
+    try:
+        why = "" if __salt__["service.restart"](unit) else "it did not start"
+    except CommandExecutionError as err:
+        why = str(err)
+    if why:
+        raise PlatformError(
+            "The warm-up failed",
+            where=unit,
+            expected="the unit loads the models that its instance serves, and ends well",
+            actual=why,
+            hint=f"systemctl status {unit}; journalctl -u {unit}",
+        )
+    return True
 
 
 def warmup_settings(instance: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import types
 
 import pytest
 import yaml
+from salt.exceptions import CommandExecutionError
 
 from _modules import benchmark, model_slots
 from _runners import benchmark as runner
@@ -103,6 +104,31 @@ def test_slots_are_warmed_where_they_could_not_all_be_emptied(salt):
     with pytest.raises(PlatformError, match="busy"):
         benchmark.measure()
     assert salt.calls == [("warm_up", "node0"), ("warm_up", "node1")]
+
+
+def test_slots_that_stay_cold_are_an_error_and_the_other_instance_is_warmed_all_the_same(salt, monkeypatch):
+    def cold(name):
+        salt.calls.append(("warm_up", name))
+        raise PlatformError(f"ollama-warmup of {name} failed")
+
+    salt.functions |= {"model_slots.installed": lambda: installed("a:1"), "model_slots.warm_up": cold}
+    monkeypatch.setattr(benchmark, "_measure", lambda *_: {"a:1": {}})
+    with pytest.raises(PlatformError, match="ollama-warmup of node0 failed; ollama-warmup of node1 failed"):
+        benchmark.measure()
+    assert salt.calls[-2:] == [("warm_up", "node0"), ("warm_up", "node1")]
+
+
+def test_slots_that_stay_cold_do_not_hide_why_measuring_failed(salt, monkeypatch):
+    def fail(*_):
+        raise PlatformError("broken")
+
+    def cold(name):
+        raise PlatformError(f"{name} is cold")
+
+    salt.functions |= {"model_slots.installed": lambda: installed("a:1"), "model_slots.warm_up": cold}
+    monkeypatch.setattr(benchmark, "_measure", fail)
+    with pytest.raises(PlatformError, match="broken"):
+        benchmark.measure()
 
 
 def test_each_step_is_kept_and_told(salt, tmp_path, monkeypatch):
@@ -223,6 +249,17 @@ def test_only_a_warmup_unit_that_exists_is_restarted(salt):
     assert model_slots.warm_up("node1") is True
     assert model_slots.warm_up("node0") is False
     assert salt.calls == [("restart", "ollama-warmup.service")]
+
+
+def refuse(unit):
+    raise CommandExecutionError(f"Job for {unit} failed")
+
+
+@pytest.mark.parametrize("restart", [lambda unit: False, refuse])
+def test_a_warmup_that_fails_is_an_error_with_its_unit(salt, restart):
+    salt.functions["service.restart"] = restart
+    with pytest.raises(PlatformError, match=r"warm-up failed.*ollama-warmup\.service"):
+        model_slots.warm_up("node1")
 
 
 def test_warmup_settings_name_what_clients_call(salt, pillar):
