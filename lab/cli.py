@@ -105,6 +105,7 @@ def steps(no_deploy: bool) -> list[Step]:
 
 def up(no_deploy: bool) -> int:
     """``lab up``."""
+    machine.check_engine()
     with lock("up"):
         seconds = run_steps(steps(no_deploy))
         print(summary.text(deployed=not no_deploy))

@@ -64,17 +64,26 @@ def engine_fresh() -> str | None:
     return "an engine answers" if engine_answers() else None
 
 
+def check_engine() -> None:
+    """Refuse, before anything is built, a user who has no engine and cannot start one.
+
+    Raises:
+        LabError: no engine answers, and this is not root.
+    """
+    if not is_root() and not engine_answers():
+        raise LabError(
+            "No container engine answers here, and only root can install and start one.\n"
+            "Run make lab as root, or start Docker and give this user access to it (group docker)."
+        )
+
+
 def start_engine() -> str:
     """Install Docker where it is missing, and start it where nothing answers.
 
     Raises:
         LabError: not root, or the engine did not come up.
     """
-    if not is_root():
-        raise LabError(
-            "No container engine answers here, and only root can install and start one.\n"
-            "Run make lab as root, or start Docker and give this user access to it (group docker)."
-        )
+    check_engine()
     if not shutil.which("dockerd"):
         ensure_packages(["docker.io", "iptables"], "The container engine")
     if await_engine(3):  # the package has started it, where systemd runs

@@ -54,8 +54,9 @@ class Progress:
                 self.line(number, step.title, "...", None)
                 result = step.do()
                 word = "done"
-        except (LabError, OSError):
-            self.line(number, step.title, "failed", time.monotonic() - begin)
+        except (LabError, OSError) as err:
+            # The steps under way are waited for: what went wrong is said now.
+            self.line(number, step.title, f"failed: {err}", time.monotonic() - begin)
             raise
         self.line(number, step.title, f"{word}: {result}" if result else word, time.monotonic() - begin)
 
