@@ -19,8 +19,16 @@ def _own_cache(monkeypatch, tmp_path):
 
 def test_without_engine_and_root_the_two_ways_out_are_named(monkeypatch):
     monkeypatch.setattr(machine, "is_root", lambda: False)
-    with pytest.raises(LabError, match=r"as root.*group docker"):
-        machine.start_engine()
+    monkeypatch.setattr(machine, "engine_answers", lambda: False)
+    for refuse in (machine.check_engine, machine.start_engine):
+        with pytest.raises(LabError, match=r"as root.*group docker"):
+            refuse()
+
+
+def test_an_engine_that_answers_needs_no_root(monkeypatch):
+    monkeypatch.setattr(machine, "is_root", lambda: False)
+    monkeypatch.setattr(machine, "engine_answers", lambda: True)
+    machine.check_engine()
 
 
 def test_without_root_missing_packages_are_named(monkeypatch):
