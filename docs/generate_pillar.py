@@ -14,7 +14,7 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(CHECKOUT / "_utils"))
 
-from aiplatform import settings  # noqa: E402
+from aiplatform import settings  # noqa: E402 (its folder has just come onto the path)
 
 PAGE = CHECKOUT / "docs" / "pillar.md"
 HEAD = """\

@@ -118,6 +118,7 @@ def _stored(folder: Path) -> int:
         for name in names:
             # A download or a database at work may take its file away meanwhile.
             with contextlib.suppress(FileNotFoundError):
+                # Joined as text: this walks every file of a store, and needs no Path of each.
                 total += os.lstat(os.path.join(parent, name)).st_blocks * 512  # noqa: PTH118
     return total
 
@@ -164,6 +165,7 @@ def _holders(inodes: set[str], proc: Path) -> set[str]:
 
 def _holder(process: Path, wanted: set[str]) -> str:
     try:
+        # The link's text is compared ("socket:[...]"), which is no path.
         if any(os.readlink(handle) in wanted for handle in (process / "fd").iterdir()):  # noqa: PTH115
             return (process / "comm").read_text().strip()
     except OSError:

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -22,7 +23,7 @@ ALIAS = "an alias"
 
 
 class Instance(Protocol):
-    """What measuring needs of ``aiplatform.ollama.Client``."""
+    """What measuring needs of ``aiplatform.ollama.Client``, which says what each method does."""
 
     def load(self, model: str, *, options: Mapping[str, Any], keep_alive: float, limits: Limits) -> None: ...  # noqa: D102
     def unload(self, model: str, *, limits: Limits = ...) -> None: ...  # noqa: D102
@@ -304,8 +305,7 @@ def _questions(instance: Instance, job: Job) -> Iterator[tuple[str, Callable[[],
     """Yield each measurement's name and the function that makes it: latency first, then the prompts."""
     yield LATENCY, lambda: latency(instance, job)
     for name, prompt in job.suite["prompts"].items():
-        text = prompt["prompt"]
-        yield name, lambda text=text: ask(instance, job.task.model, text, job.options, job.seconds)  # type: ignore[misc]
+        yield name, partial(ask, instance, job.task.model, prompt["prompt"], job.options, job.seconds)
 
 
 def latency(instance: Instance, job: Job) -> Sample:

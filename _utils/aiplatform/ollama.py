@@ -33,23 +33,23 @@ class OllamaError(PlatformError):
         super().__init__(what, **details)
 
 
-class InstanceDown(OllamaError):  # noqa: N818
+class InstanceDown(OllamaError):
     """Nothing listens there, or it closed the connection in the middle of a reply."""
 
 
-class ModelNotFound(OllamaError):  # noqa: N818
+class ModelNotFound(OllamaError):
     """The instance, or the registry it pulls from, has no such model."""
 
 
-class OutOfMemory(OllamaError):  # noqa: N818
+class OutOfMemory(OllamaError):
     """The model does not fit into the memory that is free."""
 
 
-class BadReply(OllamaError):  # noqa: N818
+class BadReply(OllamaError):
     """The reply is not what this version of the API promises."""
 
 
-class Timeout(OllamaError):  # noqa: N818
+class Timeout(OllamaError):
     """A time limit passed before the reply was complete."""
 
 

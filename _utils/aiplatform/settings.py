@@ -34,6 +34,7 @@ class PillarError(PlatformError):
 def _parsed(path: Path, changed_ns: int) -> Any:
     """Return the content of one YAML file; ``changed_ns`` makes a changed file a new cache entry."""
     del changed_ns
+    # Both are safe loaders; the one in C is there where PyYAML was built with it.
     return yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
 
 
