@@ -1,14 +1,19 @@
-"""Checks that name the host, what was checked, what was expected and what was found."""
+"""Checks that name the host, what was checked, what was expected and what was found.
+
+A family of checks is a function ``(host) -> {name: check}`` beside the logic that it uses; a suite has its families
+listed once, in ``preflight.SUITE`` or ``verification.SUITE``. A new service brings a family and its line there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from salt.exceptions import CommandExecutionError
 
 GIGABYTE = 10**9
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -47,3 +52,58 @@ def run(name: str, check: Callable[[], Finding]) -> Finding:
         return check()
     except (CommandExecutionError, OSError, LookupError, TypeError, ValueError) as err:
         return Finding(name, ok=False, expected="the check can be made", actual=str(err) or type(err).__name__)
+
+
+@dataclass(frozen=True)
+class Host:
+    """The host that is checked, as Salt knows it.
+
+    ``pillar`` and ``grains`` are its own; ``salt`` has Salt's execution functions by name; ``memory`` keeps what was
+    asked once for several checks of one run (Salt's ``__context__``).
+    """
+
+    id: str
+    pillar: Mapping[str, Any]
+    grains: Mapping[str, Any]
+    salt: Mapping[str, Callable[..., Any]]
+    memory: MutableMapping[str, Any]
+
+    @property
+    def roles(self) -> Sequence[str]:
+        """The roles that the host holds."""
+        roles: Sequence[str] = self.pillar["roles"]
+        return roles
+
+    def once(self, name: str, ask: Callable[[], Answer]) -> Answer:
+        """Return what ``ask`` returned when ``name`` was first asked for in this run."""
+        if name not in self.memory:
+            self.memory[name] = ask()
+        answer: Answer = self.memory[name]
+        return answer
+
+
+Check = Callable[[], Finding]
+Family = Callable[[Host], Mapping[str, Check]]
+
+
+class Suite:
+    """Families of checks; which of their checks a host has depends on its roles and its pillar."""
+
+    def __init__(self, *families: Family) -> None:
+        self._families = families
+
+    def names(self, host: Host) -> list[str]:
+        """Return the names of the host's checks, in the order of the families."""
+        return list(self._of(host))
+
+    def check(self, host: Host, name: str) -> dict[str, Any]:
+        """Make one check and return the finding as data; a check that the host has not got has failed."""
+        return run(name, lambda: self._of(host)[name]()).on(host.id)
+
+    def run(self, host: Host, only: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """Make the host's checks whose name begins as one of ``only``; all where that is empty."""
+        begins = tuple(only) or ("",)
+        return [self.check(host, name) for name in self.names(host) if name.startswith(begins)]
+
+    def _of(self, host: Host) -> dict[str, Check]:
+        return {name: check for family in self._families for name, check in family(host).items()}

@@ -41,7 +41,11 @@ def pillar(tmp_path):
         "platform": {"data_root": str(tmp_path)},
         "compiled": time.time(),
         "roles": ["ai_server", "coredns_host"],
-        "ollama": {"api_host": "0.0.0.0", "instances": {"node1": {"port": port, "unit": "ollama.service"}}},
+        "ollama": {
+            "api_host": "0.0.0.0",
+            "models_dir": None,
+            "instances": {"node1": {"port": port, "unit": "ollama.service"}},
+        },
         "services": {
             "ollama-node1": {"role": "ai_server", "port": port, "scheme": "http", "process": "ollama"},
             "dns": {"role": "coredns_host", "port": 53, "scheme": "udp", "process": "coredns"},
@@ -55,7 +59,12 @@ def host(monkeypatch, pillar):
     """The module on a host where nothing is installed; returns what its unit queries answer."""
     answers = {"service.available": False, "service.enabled": False, "saltutil.is_running": []}
     salt = {name: (lambda *_, name=name: answers[name]) for name in answers}
-    for name, value in (("__grains__", dict(GRAINS)), ("__pillar__", pillar), ("__salt__", salt)):
+    for name, value in (
+        ("__grains__", dict(GRAINS)),
+        ("__pillar__", pillar),
+        ("__salt__", salt),
+        ("__context__", {}),
+    ):
         monkeypatch.setattr(preflight, name, value, raising=False)
     return answers
 
@@ -74,6 +83,21 @@ def test_the_roles_decide_what_is_checked(host, pillar):
     assert "port_443" not in preflight.names()
     pillar["roles"] = []
     assert set(preflight.names()) == {"root", "system", "architecture", "clock", "other_states"}
+
+
+def test_the_room_is_wanted_where_the_models_are(host, pillar, tmp_path):
+    pillar["preflight"]["data_root_free_gb"] = 10**6
+    pillar["ollama"]["models_dir"] = str(tmp_path / "inside")
+    assert preflight.check("data_root_free")["check"] == f"free space on {tmp_path}"
+    pillar["ollama"]["models_dir"] = "/srv/models"
+    assert "data_root_free" not in preflight.names()
+    finding = preflight.check("models_dir_free")
+    assert (finding["check"], finding["ok"]) == ("free space on /srv/models", False)
+    assert finding["expected"] == "at least 1e+06 GB"
+
+
+def test_a_check_that_the_host_has_not_got_has_failed(host):
+    assert not preflight.check("none")["ok"]
 
 
 def test_all_failures_are_shown_with_their_four_fields(host, pillar, monkeypatch):

@@ -9,7 +9,7 @@ from salt.exceptions import CommandExecutionError
 
 from _modules import model_slots, verify
 from _states import verify as state
-from aiplatform import health, vault_tls
+from aiplatform import asking, health, vault_tls
 from aiplatform.services import Endpoint
 
 SECRETS = {
@@ -64,7 +64,7 @@ def answers(monkeypatch, pillar):
         assert (address, port) == ("192.0.2.1", 8202)
         return vault_tls.sign(vault_tls.request(KEY, "x"), KEY, AUTHORITY, ["x"], found["certificate_days"])
 
-    monkeypatch.setattr(verify.vault_tls, "presented", presented)
+    monkeypatch.setattr(vault_tls, "presented", presented)
 
     def read(path):
         if path not in found["secrets"]:
@@ -96,6 +96,13 @@ def server(pillar, httpserver):
     done = {"done": True, "eval_count": 4, "eval_duration": 10**9, "response": "", "model": "family"}
     httpserver.expect_request("/api/generate").respond_with_data(json.dumps(done) + "\n")
     return httpserver
+
+
+def test_only_those_are_made_whose_names_begin_so(answers, server):
+    assert {found["check"] for found in verify.run(["vault_h", "filled"])} == {
+        "Vault's health",
+        "slots of Ollama instance node1",
+    }
 
 
 def failed():
@@ -230,7 +237,7 @@ def test_an_alias_that_crawls_is_a_fault(answers, server, pillar):
 def test_an_alias_is_asked_where_its_instance_listens(answers, pillar, monkeypatch):
     asked = {}
     pillar["ollama"]["api_host"] = "192.0.2.7"
-    monkeypatch.setattr(verify.asking, "ask_all", lambda names, _: asked.update(names) or {})
+    monkeypatch.setattr(asking, "ask_all", lambda names, _: asked.update(names) or {})
     verify.check("alias_family")
     assert asked == {"family": "http://192.0.2.7:1"}
 
