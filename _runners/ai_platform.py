@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,22 +110,7 @@ def status() -> dict[str, Any]:
         salt-run ai_platform.status
         salt-run ai_platform.status --out=json
     """
-    tables.hush()
-    try:
-        pillar = settings.load(__opts__)
-    except PlatformError as err:
-        return _refused(err)
-    hosts = list(pillar["platform"]["hosts"])
-    up = _ask(hosts, "test.ping")
-    servers = [name for name in services.hosts_of(pillar, "ai_server") if up.get(name)]
-    data = {
-        "hosts": {name: bool(up.get(name)) for name in hosts},
-        "services": [health.probe(end, _trust(pillar)) for end in health.seen_by_master(pillar)],
-        "slots": health.slot_rows(servers, _ask(servers, "model_slots.status")),
-    }
-    good = all(data["hosts"].values()) and all(row["ok"] for row in data["services"])
-    data["retcode"] = int(not (good and all(row["loaded"] for row in data["slots"])))
-    return tables.answer(__opts__, data, health.status_text(data))
+    return _told(_status)
 
 
 def verify() -> dict[str, Any]:
@@ -139,18 +125,41 @@ def verify() -> dict[str, Any]:
         salt-run ai_platform.verify
         salt-run ai_platform.verify --out=json
     """
+    return _told(_verify)
+
+
+def _told(look: Callable[[dict[str, Any]], tuple[dict[str, Any], str]]) -> dict[str, Any]:
+    """Return the answer to a question about the platform; ``look`` gets the pillar and returns data and text."""
     tables.hush()
     try:
-        pillar = settings.load(__opts__)
+        data, text = look(settings.load(__opts__))
     except PlatformError as err:
         return _refused(err)
+    return tables.answer(__opts__, data, text)
+
+
+def _status(pillar: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    hosts = list(pillar["platform"]["hosts"])
+    up = _ask(hosts, "test.ping")
+    servers = [name for name in services.hosts_of(pillar, "ai_server") if up.get(name)]
+    data = {
+        "hosts": {name: bool(up.get(name)) for name in hosts},
+        "services": [health.probe(end, _trust(pillar)) for end in health.seen_by_master(pillar)],
+        "slots": health.slot_rows(servers, _ask(servers, "model_slots.status")),
+    }
+    good = all(data["hosts"].values()) and all(row["ok"] for row in data["services"])
+    data["retcode"] = int(not (good and all(row["loaded"] for row in data["slots"])))
+    return data, health.status_text(data)
+
+
+def _verify(pillar: dict[str, Any]) -> tuple[dict[str, Any], str]:
     hosts = list(pillar["platform"]["hosts"])
     answers = _ask(hosts, "verify.run")
     checks = [row for host in hosts if isinstance(answers.get(host), list) for row in answers[host]]
     checks += health.absent(hosts, answers)
     checks.append(health.latest_report(_report_folder(pillar)).on("master"))
     data = {"retcode": int(not all(row["ok"] for row in checks)), "checks": checks}
-    return tables.answer(__opts__, data, health.verify_text(data))
+    return data, health.verify_text(data)
 
 
 def _ask(hosts: list[str], function: str) -> dict[str, Any]:

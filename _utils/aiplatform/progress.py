@@ -38,12 +38,12 @@ class Lines:
         if not phase:
             return ""
         if fnmatch(tag, "salt/job/*/new"):
-            self._waiting |= {(phase, host): now for host in data.get("minions", [])}
-        elif fnmatch(tag, "salt/run/*/new"):
-            self._waiting[(phase, "master")] = now
-        elif fnmatch(tag, "salt/job/*/ret/*"):
+            return self._begun(phase, data.get("minions", []), now)
+        if fnmatch(tag, "salt/run/*/new"):
+            return self._begun(phase, ["master"], now)
+        if fnmatch(tag, "salt/job/*/ret/*"):
             return self._line(phase, str(data["id"]), self._states(phase, data), now)
-        elif fnmatch(tag, "salt/run/*/ret"):
+        if fnmatch(tag, "salt/run/*/ret"):
             return self._line(phase, "master", "done" if data.get("success") else "ended", now)
         return ""
 
@@ -64,6 +64,10 @@ class Lines:
         if failures := failures_of(phase, str(data["id"]), answer):
             return f"FAILED: {failures[0].state or 'no state'}: {failures[0].reason.splitlines()[0]}"
         return f"{len(states_of(answer))} states, {len(changed_ids(answer))} changed"
+
+    def _begun(self, phase: str, hosts: Sequence[str], now: float) -> str:
+        self._waiting |= {(phase, host): now for host in hosts}
+        return f"{self._clock(now)} {phase:<12} begins on {', '.join(hosts)}" if hosts else ""
 
     def _line(self, phase: str, host: str, text: str, now: float) -> str:
         began = self._waiting.pop((phase, host), now)

@@ -26,6 +26,13 @@ def returned(answer, fun="state.sls"):
     return {"fun": fun, "fun_args": ["vault"], "id": "ai_server", "return": answer}
 
 
+def test_a_phase_that_begins_is_a_line(lines):
+    new = {"fun": "state.sls", "arg": ["vault"], "minions": ["ai_server", "other"]}
+    assert lines.of("salt/job/1/new", new, 161) == "[  1:01] vault        begins on ai_server, other"
+    runner = {"fun": "runner.vault_server.bootstrap"}
+    assert lines.of("salt/run/2/new", runner, 162).endswith("vault        begins on master")
+
+
 def test_a_return_is_a_line_with_phase_host_time_and_changes(lines):
     begun(lines)
     answer = {"a": {"result": True, "changes": {"x": 1}}, "b": {"result": True, "changes": {}}}
