@@ -8,12 +8,14 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from aiplatform.errors import PlatformError
@@ -21,6 +23,8 @@ from aiplatform.errors import PlatformError
 AUTHORITY_DAYS = 3650
 # A host whose clock runs a little behind the master's must accept the certificate too.
 CLOCK_SKEW = datetime.timedelta(minutes=10)
+AUTHORITY = "the certificate of the platform's authority"
+Loaded = TypeVar("Loaded")
 
 
 def new_key() -> str:
@@ -70,10 +74,10 @@ def sign(csr: str, authority_key: str, authority_certificate: str, names: list[s
     days
         How long it is valid.
 
-    Raises ``PlatformError`` where the request is not signed with its own key.
+    Raises ``PlatformError`` where the request is not signed with its own key, or one of the three is damaged.
     """
     asked = _request(csr)
-    issuer = x509.load_pem_x509_certificate(authority_certificate.encode())
+    issuer = _certificate(authority_certificate, AUTHORITY)
     private = _private(authority_key)
     builder = (
         _builder(_name(names[0]), issuer.subject, asked.public_key(), days)
@@ -99,11 +103,16 @@ def renewal_reason(
         What the host has in place (PEM, its own certificate first), or None.
     renew_days
         A certificate that ends within so many days is renewed.
+
+    Raises ``PlatformError`` where the authority's certificate or the request is damaged.
     """
     if not certificate:
         return "no certificate is in place"
-    present = x509.load_pem_x509_certificate(certificate.encode())
-    issuer = x509.load_pem_x509_certificate(authority_certificate.encode())
+    issuer = _certificate(authority_certificate, AUTHORITY)
+    try:
+        present = _certificate(certificate, "the certificate in place")
+    except PlatformError:
+        return "what is in place is no certificate"
     if not _issued_by(present, issuer):
         return "it is not signed by the platform's authority"
     if present.public_key() != _request(csr).public_key():
@@ -116,19 +125,21 @@ def renewal_reason(
 
 
 def matches(certificate: str, key: str) -> bool:
-    """Whether ``certificate`` (PEM) is for the private ``key`` (PEM)."""
-    present = x509.load_pem_x509_certificate(certificate.encode())
-    return bool(present.public_key() == _private(key).public_key())
+    """Whether ``certificate`` (PEM) is for the private ``key`` (PEM).
+
+    Raises ``PlatformError`` where one of them is damaged.
+    """
+    return bool(_certificate(certificate).public_key() == _private(key).public_key())
 
 
 def ends(certificate: str) -> str:
     """Return the last day of ``certificate`` (PEM) as YYYY-MM-DD."""
-    return f"{x509.load_pem_x509_certificate(certificate.encode()).not_valid_after_utc:%Y-%m-%d}"
+    return f"{_certificate(certificate).not_valid_after_utc:%Y-%m-%d}"
 
 
 def days_left(certificate: str) -> float:
     """Return for how many days from now ``certificate`` (PEM) is still valid; less than 0 where it has ended."""
-    left = x509.load_pem_x509_certificate(certificate.encode()).not_valid_after_utc - _now()
+    left = _certificate(certificate).not_valid_after_utc - _now()
     return left / datetime.timedelta(days=1)
 
 
@@ -179,15 +190,33 @@ def _general_name(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
+def _loaded(load: Callable[[bytes], Loaded], pem: str, what: str) -> Loaded:
+    """Return what a PEM text holds; the text itself is in no error, for it may be a key."""
+    try:
+        return load(pem.encode())
+    except (ValueError, TypeError, UnsupportedAlgorithm) as err:
+        raise PlatformError(
+            f"Damaged: {what} cannot be read",
+            expected="one block of PEM, -----BEGIN ...----- to -----END ...-----",
+            actual=f"{len(pem)} characters that are none",
+            hint="restore its file from a backup: on the master it is below vault.key_store; on Vault's host, in "
+            "/etc/vault.d/tls, removing it is enough, and the next deploy makes a new one",
+        ) from err
+
+
+def _certificate(pem: str, what: str = "a certificate") -> x509.Certificate:
+    return _loaded(x509.load_pem_x509_certificate, pem, what)
+
+
 def _private(pem: str) -> ec.EllipticCurvePrivateKey:
-    key = serialization.load_pem_private_key(pem.encode(), password=None)
+    key = _loaded(lambda data: serialization.load_pem_private_key(data, password=None), pem, "a private key")
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise PlatformError("A private key is of a kind that the platform does not make", expected="an EC key")
     return key
 
 
 def _request(csr: str) -> x509.CertificateSigningRequest:
-    asked = x509.load_pem_x509_csr(csr.encode())
+    asked = _loaded(x509.load_pem_x509_csr, csr, "a certificate request")
     if not asked.is_signature_valid:
         raise PlatformError("A certificate request is not signed with its own key")
     return asked
@@ -198,13 +227,15 @@ def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name[:64])])
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, public_key: object, days: int) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, public_key: CertificatePublicKeyTypes, days: int
+) -> x509.CertificateBuilder:
     now = _now()
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
-        .public_key(public_key)  # type: ignore[arg-type]
+        .public_key(public_key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - CLOCK_SKEW)
         .not_valid_after(now + datetime.timedelta(days=days))

@@ -68,6 +68,33 @@ def test_reasons_for_a_new_one(change, said, authority, host):
     assert said in reason(certificate, host, authority)
 
 
+DAMAGED = "-----BEGIN CERTIFICATE-----\nbm90aGluZw==\n-----END CERTIFICATE-----\n"
+
+
+@pytest.mark.parametrize("damaged", ["", "no PEM", DAMAGED])
+@pytest.mark.parametrize(
+    ("what", "use"),
+    [
+        ("the platform's authority", lambda pem, host, key, ca: vault_tls.sign(host[1], key, pem, NAMES, 365)),
+        ("the platform's authority", lambda pem, host, key, ca: vault_tls.renewal_reason(ca, host[1], pem, NAMES, 30)),
+        ("a private key", lambda pem, host, key, ca: vault_tls.sign(host[1], pem, ca, NAMES, 365)),
+        ("a private key", lambda pem, host, key, ca: vault_tls.matches(ca, pem)),
+        ("a certificate request", lambda pem, host, key, ca: vault_tls.sign(pem, key, ca, NAMES, 365)),
+        ("a certificate", lambda pem, host, key, ca: vault_tls.matches(pem, key)),
+        ("a certificate", lambda pem, host, key, ca: vault_tls.days_left(pem)),
+    ],
+)
+def test_what_is_damaged_is_named_and_what_to_do(what, use, damaged, authority, host):
+    with pytest.raises(PlatformError, match=f"Damaged: .*{what} cannot be read.*restore") as caught:
+        use(damaged, host, *authority)
+    assert "bm90aGluZw" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damaged", ["no PEM", DAMAGED])
+def test_a_damaged_certificate_is_made_anew(damaged, authority, host):
+    assert reason(damaged, host, authority) == "what is in place is no certificate"
+
+
 def test_a_request_signed_with_a_foreign_key_is_refused(authority, host):
     lines = host[1].splitlines()
     # One bit of the signature, which stands last.
