@@ -44,6 +44,18 @@ def models_dir() -> str:
     return described.models_dir(__pillar__)
 
 
+def warmup_unit(instance: str) -> str:
+    """Return the systemd unit that warms up an instance.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server ollama.warmup_unit node0
+    """
+    return slots.warmup_unit(__pillar__["ollama"]["instances"][instance]["unit"])
+
+
 def retire(unit: str) -> bool:
     """Stop and disable an instance's unit and its warm-up's, and remove their files. Its models stay in the store.
 

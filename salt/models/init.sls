@@ -8,6 +8,7 @@ models-warmup-program:
     - source: salt://models/files/ollama-warmup
     - mode: "0755"
 {% for name, instance in pillar.ollama.instances.items() %}
+{% set warmup = salt["ollama.warmup_unit"](name) %}
 models-{{ name }}:
   model_slots.served:
     - name: {{ name }}
@@ -26,7 +27,7 @@ models-{{ name }}-warmup-settings:
 
 models-{{ name }}-warmup-unit:
   file.managed:
-    - name: /etc/systemd/system/{{ instance.unit | replace("ollama", "ollama-warmup", 1) }}
+    - name: /etc/systemd/system/{{ warmup }}
     - source: salt://models/files/ollama-warmup.service
     - template: jinja
     - mode: "0644"
@@ -34,7 +35,7 @@ models-{{ name }}-warmup-unit:
 
 models-{{ name }}-warmup:
   service.running:
-    - name: {{ instance.unit | replace("ollama", "ollama-warmup", 1) }}
+    - name: {{ warmup }}
     - enable: true
     - watch:
       - file: models-warmup-program

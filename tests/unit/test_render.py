@@ -15,7 +15,7 @@ import salt.template
 from salt.exceptions import SaltRenderError
 from salt.utils.templates import JINJA
 
-from aiplatform import numa, settings
+from aiplatform import numa, settings, slots
 from tests.conftest import CHECKOUT
 from tests.unit.sysfs_trees import Server
 
@@ -229,6 +229,13 @@ def test_the_bootstrap_writes_id_master_and_fingerprint(compile_state):
     assert written["dataset"] == [{"id": "ai_server"}, {"master": "192.0.2.10"}, {"master_finger": "aa:bb"}] or written[
         "dataset"
     ] == {"id": "ai_server", "master": "192.0.2.10", "master_finger": "aa:bb"}
+
+
+def test_the_warmup_units_are_those_that_are_restarted_and_retired(compile_state, pillars):
+    low = compile_state("models", "ai_server", "Debian 12")
+    running = {chunk["name"] for chunk in low if chunk["state"] == "service"}
+    instances = pillars["ai_server"]["ollama"]["instances"].values()
+    assert running == {slots.warmup_unit(instance["unit"]) for instance in instances}
 
 
 def test_an_undefined_name_is_refused(options, pillars, tmp_path):
