@@ -24,14 +24,15 @@ def choose(stored: Mapping[str, Any], hosts: Mapping[str, Mapping[str, Any]], se
     """Return the selection that follows from all that is known.
 
     stored
-        The selection so far; what it knows of models that no host has measured now is kept.
+        The selection so far. What it knows of models that no host has measured now is kept, and who holds a slot in it
+        stays where no other is better by more than noise.
     hosts
         For each host ``models``, its measured rows, and ``skipped``, {name: why it is not measured}.
     settings
         Pillar ``benchmark``.
     """
     rows = slowest(row for host in hosts.values() for row in host["models"])
-    chosen = rules.select(rules.merge(rules.stored_rows(stored), rows), settings)
+    chosen = rules.select(rules.merge(rules.stored_rows(stored), rows), settings, rules.incumbents(stored))
     known = {normalise(name) for name in chosen["all_metrics"]}
     skipped = {name: why for host in hosts.values() for name, why in host["skipped"].items()}
     left_out = {name: why for name, why in skipped.items() if normalise(name) not in known}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from aiplatform import scoring
+from aiplatform.candidates import Candidate, candidate, metrics
+from aiplatform.contest import Contest
 from aiplatform.errors import PlatformError
 from aiplatform.ollama import normalise
 
@@ -17,40 +17,6 @@ SLOT_KEYS = {
     scoring.GENERAL: ("slot1_general", "slot2_general", "slot5_general_rotate"),
     scoring.CODING: ("slot3_coding", "slot4_coding", "slot6_coding_rotate"),
 }
-_RATES = ("tokens_per_second", "ttft_ms")
-_QUALITIES = ("coding_quality", "general_quality")
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A measured model with what follows from its figures."""
-
-    model: str
-    figures: Mapping[str, float]
-    scores: scoring.Composite
-    kind: str
-    row: Mapping[str, Any]
-
-    @property
-    def digest(self) -> str | None:
-        """The weights' digest, where it is known."""
-        digest = self.row.get("weights_digest")
-        return str(digest).removeprefix("sha256:") if digest else None
-
-    @property
-    def composite(self) -> float:
-        """The composite of the kind that the model serves."""
-        return self.scores.of(self.kind)
-
-    @property
-    def quality(self) -> float:
-        """The quality of the kind that the model serves."""
-        return self.figures[f"{self.kind}_quality"]
-
-    @property
-    def rank_key(self) -> tuple[float, float, str]:
-        """Sorts the best first: composite, then speed, then name."""
-        return (-round(self.composite, 9), -self.figures["tokens_per_second"], normalise(self.model))
 
 
 def slot_key(number: int) -> str:
@@ -58,70 +24,45 @@ def slot_key(number: int) -> str:
     return next(key for keys in SLOT_KEYS.values() for key in keys if key.startswith(f"slot{number}_"))
 
 
-def select(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[str, Any]:
+def select(
+    rows: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    incumbents: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
     """Choose the slots' models.
 
     rows
         One mapping a model: ``model``, ``tokens_per_second``, ``coding_quality``, ``general_quality``, ``ttft_ms``,
-        and where known ``weights_digest``. Further keys are kept under ``measured``.
+        and where known ``weights_digest``, and ``repeats``, the same figures for each pass over the suite. Further keys
+        are kept under ``measured``.
     settings
         Pillar ``benchmark``.
+    incumbents
+        Who holds the slots now, as ``incumbents`` returns it. One stays where no challenger is better by more than
+        noise. Without any, the best models fill the slots in their order.
 
     Returns the six slots (a name or None), ``general_ranking`` and ``coding_ranking`` of the eligible models,
-    ``all_metrics``, ``excluded`` ({model: why it holds no slot}) and ``warnings`` ({model: why}).
+    ``all_metrics``, ``excluded`` ({model: why it holds no slot}), ``kept`` ({slot: why its model stays though another
+    ranks higher}) and ``warnings`` ({model: why}).
 
     Raises ``PlatformError`` naming model, key and value where a figure is missing, negative, no number or too large.
     """
     candidates = [candidate(row, settings) for row in rows]
     _refuse_repeats(candidates)
     kept, excluded = _without_duplicates(candidates)
-    skipped = {_bare(name) for name in settings["skip_aliases"]}
-    eligible: dict[str, list[Candidate]] = {kind: [] for kind in scoring.KINDS}
-    for item in sorted(kept, key=lambda one: one.rank_key):
-        reasons = _reasons_against(item, settings, skipped)
-        if reasons:
-            excluded[item.model] = "; ".join(reasons)
-        else:
-            eligible[item.kind].append(item)
+    eligible, ineligible = _eligible(kept, settings)
+    excluded |= ineligible
     result: dict[str, Any] = {}
-    for kind, keys in SLOT_KEYS.items():
-        names = [item.model for item in eligible[kind]]
-        result |= {key: names[place] if place < len(names) else None for place, key in enumerate(keys)}
-        for place, name in enumerate(names[len(keys) :], start=len(keys) + 1):
-            excluded[name] = f"rank {place} of {len(names)} {kind} models, and {len(keys)} slots for them"
+    contests = {kind: Contest(eligible[kind], SLOT_KEYS[kind], incumbents or {}, settings) for kind in scoring.KINDS}
+    for kind in SLOT_KEYS:
+        result |= contests[kind].slots()
+        excluded |= contests[kind].left_out()
     result |= {f"{kind}_ranking": [_ranked(item) for item in eligible[kind]] for kind in SLOT_KEYS}
     result["all_metrics"] = {item.model: metrics(item) for item in sorted(candidates, key=lambda one: one.rank_key)}
     result["excluded"] = dict(sorted(excluded.items()))
+    result["kept"] = {key: why for kind in SLOT_KEYS for key, why in contests[kind].kept().items()}
     result["warnings"] = _warnings(eligible, settings)
     return result
-
-
-def candidate(row: Mapping[str, Any], settings: Mapping[str, Any]) -> Candidate:
-    """Return a checked row with its composites and its kind.
-
-    Raises ``PlatformError`` where a figure cannot be.
-    """
-    name = row.get("model")
-    if not isinstance(name, str) or not name.strip():
-        raise PlatformError("A measured model has no name", where="models", expected="model: <name:tag>", actual=name)
-    figures = {key: _figure(row, key) for key in (*_RATES, *_QUALITIES)}
-    scores = scoring.composite(ceiling=settings["toks_norm_ceiling"], **figures)
-    return Candidate(name, figures, scores, scoring.kind(name, scores, settings), row)
-
-
-def _figure(row: Mapping[str, Any], key: str) -> float:
-    value: Any = row.get(key)
-    highest = 1.0 if key in _QUALITIES else sys.float_info.max
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    # Not a number compares false with everything, so it fails here, too.
-    if not number or not 0 <= value <= highest:
-        raise PlatformError(
-            f"The measured {key} of {row['model']} cannot be used",
-            where=f"models, {key}",
-            expected="a number from 0 to 1" if key in _QUALITIES else "a finite number, 0 or more",
-            actual=value,
-        )
-    return float(value)
 
 
 def _refuse_repeats(candidates: Sequence[Candidate]) -> None:
@@ -146,6 +87,22 @@ def _without_duplicates(candidates: Sequence[Candidate]) -> tuple[list[Candidate
     return list(kept.values()), excluded
 
 
+def _eligible(
+    candidates: Iterable[Candidate], settings: Mapping[str, Any]
+) -> tuple[dict[str, list[Candidate]], dict[str, str]]:
+    """Return the models of each kind that may hold a slot, best first, and why the others may not."""
+    skipped = {_bare(name) for name in settings["skip_aliases"]}
+    eligible: dict[str, list[Candidate]] = {kind: [] for kind in scoring.KINDS}
+    excluded = {}
+    for item in sorted(candidates, key=lambda one: one.rank_key):
+        reasons = _reasons_against(item, settings, skipped)
+        if reasons:
+            excluded[item.model] = "; ".join(reasons)
+        else:
+            eligible[item.kind].append(item)
+    return eligible, excluded
+
+
 def _reasons_against(item: Candidate, settings: Mapping[str, Any], skipped: set[str]) -> list[str]:
     floors = settings["thresholds"]
     if item.row.get("failed"):
@@ -166,22 +123,6 @@ def _bare(name: str) -> str:
     return normalise(name).removesuffix(":latest")
 
 
-def metrics(item: Candidate) -> dict[str, Any]:
-    """Return what is published of a model, rounded, and under ``measured`` what it was computed from."""
-    return {
-        "avg_tok_per_sec": round(item.figures["tokens_per_second"], 1),
-        "toks_norm": round(item.scores.speed, 3),
-        "latency_ms": round(item.figures["ttft_ms"], 1),
-        "latency_score": round(item.scores.latency, 3),
-        "coding_quality": round(item.figures["coding_quality"], 3),
-        "general_quality": round(item.figures["general_quality"], 3),
-        "coding_composite": round(item.scores.coding, 3),
-        "general_composite": round(item.scores.general, 3),
-        "category": item.kind,
-        "measured": {key: value for key, value in item.row.items() if key != "model"},
-    }
-
-
 def _ranked(item: Candidate) -> dict[str, Any]:
     return {"name": item.model, "composite": round(item.composite, 3), "metrics": metrics(item)}
 
@@ -190,6 +131,17 @@ def _warnings(eligible: Mapping[str, Iterable[Candidate]], settings: Mapping[str
     floor = settings["thresholds"]["min_composite_score"]
     low = [item for items in eligible.values() for item in items if not scoring.at_least(item.composite, floor)]
     return {item.model: f"composite {item.composite:.3f} is under {floor:g}" for item in low}
+
+
+def incumbents(selection: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return who holds the slots of a selection: for each slot that is filled ``model`` and ``weights_digest``."""
+    rows = selection.get("all_metrics", {})
+    held = {key: selection.get(key) for keys in SLOT_KEYS.values() for key in keys}
+    return {
+        key: {"model": model, "weights_digest": rows.get(model, {}).get("measured", {}).get("weights_digest")}
+        for key, model in held.items()
+        if model
+    }
 
 
 def stored_rows(selection: Mapping[str, Any]) -> list[dict[str, Any]]:

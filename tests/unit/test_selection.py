@@ -7,7 +7,7 @@ import math
 import pytest
 import yaml
 
-from aiplatform import selection
+from aiplatform import candidates, selection
 from aiplatform.errors import PlatformError
 
 GENERAL = ["slot1_general", "slot2_general", "slot5_general_rotate"]
@@ -83,6 +83,18 @@ def test_slow_first_token_is_no_exclusion(settings):
     result = selection.select([row("g:1", ttft=60000)], settings)
     assert result["slot1_general"] == "g:1"
     assert result["all_metrics"]["g:1"]["latency_score"] == 0
+
+
+@pytest.mark.parametrize(
+    ("ttft", "share", "composite"),
+    [(0, 1.0, 0.685), (4999, 0.0002, 0.43505), (5000, 0.0, 0.435), (5001, 0.0, 0.435)],
+)
+def test_first_token_counts_up_to_five_seconds(settings, ttft, share, composite):
+    row_ = row("g:1", tps=10, general=0.8, ttft=ttft)
+    found = candidates.candidate(row_, settings)
+    assert found.scores.latency == pytest.approx(share)
+    assert found.composite == pytest.approx(composite)
+    assert selection.select([row_], settings)["slot1_general"] == "g:1"
 
 
 def test_all_excluded_each_with_all_its_reasons(settings):
