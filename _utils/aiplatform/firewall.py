@@ -1,7 +1,10 @@
 """The firewall of a host, rendered from the table of services: a table of nftables that is the platform's own.
 
-It decides about the platform's ports only. Whatever else a host listens on (ssh, Salt), and every other table, is left
-alone: the chain's policy is to accept, and each port of ours ends with a drop.
+It decides about the platform's ports and the platform's containers only. Whatever else a host listens on (ssh, Salt) or
+forwards, and every other table, is left alone: the chains' policy is to accept, and each port of ours ends with a drop.
+
+A port that a container publishes never passes the chain ``input``: Docker rewrites its packets to the container's
+address, and the kernel forwards them. The same table decides once more about what goes out to the containers' bridge.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ TABLE = "inet ai_platform"
 CONTAINERS = "containers"
 MASTER = "master"
 ANY = "any"
+# Docker before 28 lets a neighbour on the same wire reach what is published on 127.0.0.1 (moby issue 45610).
+LOOPBACK = ['iifname != "lo" ip daddr 127.0.0.0/8 drop comment "loopback is this host\'s own"']
 
 Settings = Mapping[str, Any]
 
@@ -29,8 +34,9 @@ def ruleset(settings: Settings, host: str) -> str:
     host
         The minion id; a host that the pillar does not name gets an empty table.
     """
-    body = "\n".join(f"        {rule}" for rule in rules(settings, host))
-    digest = hashlib.sha256(body.encode()).hexdigest()
+    chains = [rules(settings, host), forward_rules(settings, host), LOOPBACK]
+    received, forwarded, raw = ("\n".join(f"        {rule}" for rule in chain) for chain in chains)
+    digest = hashlib.sha256("\n".join([received, forwarded, raw]).encode()).hexdigest()
     return f"""\
 # What reaches the platform's ports on this host. Managed by Salt, from the table of services in pillar.
 add table {TABLE}
@@ -39,7 +45,15 @@ table {TABLE} {{
     comment "{digest}"
     chain input {{
         type filter hook input priority filter - 10; policy accept;
-{body}
+{received}
+    }}
+    chain forward {{
+        type filter hook forward priority filter - 10; policy accept;
+{forwarded}
+    }}
+    chain prerouting {{
+        type filter hook prerouting priority raw; policy accept;
+{raw}
     }}
 }}
 """
@@ -54,12 +68,35 @@ def digest_of(text: str) -> str:
 def rules(settings: Settings, host: str) -> list[str]:
     """Return the rules of a host's chain, in order."""
     found = ['iifname "lo" accept', "ct state established,related accept"]
-    table = services.expand(settings)
-    roles = settings["platform"]["hosts"].get(host, {}).get("roles", [])
-    for name, row in sorted(table.items(), key=lambda item: (item[1]["port"], item[0])):
-        if row["role"] in roles:
-            found += _of_service(settings, name, row)
+    for name, row in _rows(settings, host):
+        found += _of_service(settings, name, row)
     return found
+
+
+def forward_rules(settings: Settings, host: str) -> list[str]:
+    """Return the rules about what goes out to the bridge of the platform's containers, in order.
+
+    A container is reached by the others on its bridge, by its own host, and from elsewhere by a published port that the
+    table of services names, by who may reach that one; never by its own address.
+    """
+    bridge = f'oifname "{settings["containers"]["bridge"]}"'
+    found = [
+        f"{bridge} ct state established,related accept",
+        f'iifname "{settings["containers"]["bridge"]}" {bridge} accept',
+    ]
+    for name, row in _rows(settings, host):
+        protocol = "udp" if row["scheme"] == "udp" else "tcp"
+        port = f"{bridge} ct status dnat meta l4proto {protocol} ct original proto-dst {row['port']}"
+        sources = [""] if ANY in row["reach"] else [f"{source} " for source in _sources(settings, row["reach"])]
+        found += [f'{source}{port} accept comment "{name}"' for source in sources]
+    return [*found, f'{bridge} drop comment "containers"']
+
+
+def _rows(settings: Settings, host: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the services of a host's roles with their names, by port."""
+    roles = settings["platform"]["hosts"].get(host, {}).get("roles", [])
+    table = sorted(services.expand(settings).items(), key=lambda item: (item[1]["port"], item[0]))
+    return [(name, row) for name, row in table if row["role"] in roles]
 
 
 def _of_service(settings: Settings, name: str, row: Mapping[str, Any]) -> list[str]:

@@ -27,6 +27,7 @@ SETTINGS = {
         },
     },
     "firewall": {"container_interfaces": ["docker0", "br-*"]},
+    "containers": {"bridge": "br-platform"},
     "ollama": {"instances": {"node1": {"port": 11434}, "node0": {"port": 11435}}},
     "services": {
         "vault": {
@@ -98,6 +99,49 @@ def test_each_host_guards_its_own_services_only():
 
 def test_a_host_that_the_pillar_does_not_name_has_no_rule_about_ports():
     assert "dport" not in firewall.ruleset(SETTINGS, "stranger")
+
+
+def forwarded(
+    port, source="10.9.9.9", interface="eth0", out="br-platform", dnat=True, settings=SETTINGS, host="ai_server"
+):
+    """What the chain decides about a new connection that the host forwards."""
+    for rule in firewall.forward_rules(settings, host):
+        words = rule.partition(" comment ")[0]
+        name = re.search(r'iifname "([^"]+)"', words)
+        matches = [
+            not name or (interface.startswith(name[1][:-1]) if name[1].endswith("*") else interface == name[1]),
+            f'oifname "{out}"' in words,
+            "established" not in words,
+            "ct status dnat" not in words or dnat,
+            not (found := re.search(r"l4proto (\w+) ct original proto-dst (\d+)", words))
+            or found.groups() == ("tcp", str(port)),
+            not (found := re.search(r"ip6? saddr \{ ([^}]+) \}", words)) or source in found[1].split(", "),
+        ]
+        if all(matches):
+            return words.split()[-1]
+    return "accept"
+
+
+@pytest.mark.parametrize(
+    ("port", "where", "expected"),
+    [
+        (8202, {"source": "10.0.0.30"}, "accept"),
+        (8202, {"source": "10.0.0.99"}, "drop"),
+        (8202, {"source": "10.0.0.30", "dnat": False}, "drop"),  # straight to a container's address
+        (9999, {"source": "10.0.0.30"}, "drop"),  # published, and in no table
+        (9999, {"interface": "br-platform", "source": "172.20.0.3"}, "accept"),  # among the containers
+        (11434, {"interface": "br-0123456789ab", "source": "172.18.0.2"}, "accept"),
+        (8202, {"interface": "br-0123456789ab", "source": "172.18.0.2"}, "drop"),
+        (9999, {"out": "br-0123456789ab"}, "accept"),  # somebody else's containers
+    ],
+)
+def test_who_is_forwarded_to_a_container(port, where, expected):
+    assert forwarded(port, **where) == expected
+
+
+def test_what_is_open_to_all_is_forwarded_from_anywhere():
+    assert forwarded(443, host="nginx_proxy") == "accept"
+    assert forwarded(443, host="nginx_proxy", dnat=False) == "drop"
 
 
 def test_without_a_masters_address_the_master_is_not_let_in():

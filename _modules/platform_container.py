@@ -1,0 +1,337 @@
+"""The platform's containers on this host, by Docker's own Python library."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.errors
+
+from aiplatform import containers, wait
+from aiplatform.errors import NotFoundError, PlatformError
+
+SOCKET = "/var/run/docker.sock"
+LOG_LINES = 20
+TIMEOUT = 120
+
+
+def image(formula: str) -> str:
+    """Return the full name of a formula's image, out of its ``image``, ``version`` and ``digest`` in pillar.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server platform_container.image keycloak
+    """
+    wanted = __pillar__[formula]
+    registry = __pillar__["containers"]["registry"]
+    return containers.reference(registry, wanted["image"], wanted["version"], wanted["digest"])
+
+
+def folder(name: str) -> str:
+    """Return the host's folder with a container's files, the secret ones among them.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server platform_container.folder keycloak
+    """
+    return f"{__pillar__['containers']['folder']}/{name}"
+
+
+def secrets_env(**values: Any) -> str:
+    """Return settings as the text of a ``secrets.env``; called in an SLS only, since it returns what it is given.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local platform_container.secrets_env GREETING='Good day'
+    """
+    return containers.secrets_text({key: value for key, value in values.items() if not key.startswith("__")})
+
+
+def answers() -> bool:
+    """Return whether Docker answers on this host.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server platform_container.answers
+    """
+    if not Path(SOCKET).exists():
+        return False
+    try:
+        return bool(_engine().ping())
+    except PlatformError:
+        return False
+
+
+def inspect(name: str) -> dict[str, Any] | None:
+    """Return a container as Docker shows it, or None where there is none.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server platform_container.inspect keycloak
+    """
+    engine = _engine()
+    try:
+        return dict(engine.inspect_container(name))
+    except docker.errors.NotFound:
+        return None
+
+
+def specification(name: str, **wanted: Any) -> dict[str, Any]:
+    """Return a container's specification by parts; for the arguments see the state ``platform_container.running``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server platform_container.specification web image=example.com/web:1 user=1000:1000 memory_mib=128
+    """
+    return containers.specification(__pillar__["containers"], name, **wanted)
+
+
+def pull(image: str) -> bool:
+    """Get an image where this host has not got it; returns whether it had to.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server platform_container.pull quay.io/keycloak/keycloak:26.0.7
+    """
+    engine = _engine()
+    try:
+        engine.inspect_image(image)
+    except docker.errors.ImageNotFound:
+        _pull(engine, image)
+        return True
+    return False
+
+
+def _pull(engine: Any, image: str) -> None:
+    """Pull an image; the library waits for ever where a registry falls silent, so it is waited for from outside."""
+    errors: list[str] = []
+
+    def work() -> None:
+        try:
+            errors.extend(line["error"] for line in engine.pull(image, stream=True, decode=True) if "error" in line)
+        except docker.errors.DockerException as err:
+            errors.append(str(err))
+
+    limit = __pillar__["containers"]["pull_timeout"]
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(limit)
+    if thread.is_alive():
+        errors.append(f"no end after {limit} s")
+    if errors:
+        raise PlatformError(
+            "The image cannot be pulled",
+            where=image,
+            actual=errors[0],
+            hint="containers.registry and the image's digest in pillar; docker pull on the host tells more",
+        )
+
+
+def create(name: str, parts: dict[str, Any], digests: dict[str, str]) -> bool:
+    """Make a container and start it, in place of one of that name.
+
+    The new one is made before the old one is touched, so that what the engine refuses changes nothing.
+
+    parts, digests
+        As ``specification`` and ``digests`` return them.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server platform_container.create web parts='{...}' digests='{...}'
+    """
+    pull(parts["image"])
+    engine, new = _engine(), f"{name}-new"
+    remove(new)
+    try:
+        engine.create_container_from_config(containers.engine_config(name, parts, digests), new)
+    except docker.errors.APIError as err:
+        raise PlatformError(
+            "Docker refuses the container; the old one stays", where=name, actual=err.explanation
+        ) from err
+    remove(name, parts["stop"])
+    engine.rename(new, name)
+    return start(name)
+
+
+def start(name: str) -> bool:
+    """Start a container that has stopped.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server platform_container.start keycloak
+    """
+    try:
+        _engine().start(name)
+    except docker.errors.APIError as err:
+        raise PlatformError("The container does not start", where=name, actual=err.explanation) from err
+    return True
+
+
+def restart(name: str) -> bool:
+    """Stop a container and start it again.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server platform_container.restart keycloak
+    """
+    _engine().stop(name)
+    return start(name)
+
+
+def remove(name: str, stop_timeout: int = 10) -> bool:
+    """Stop and remove a container with its nameless volumes; returns whether there was one.
+
+    stop_timeout
+        Seconds that it may take to stop by itself; None: as it was made with.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server platform_container.remove keycloak
+    """
+    engine = _engine()
+    try:
+        engine.stop(name, timeout=stop_timeout)
+        engine.remove_container(name, v=True, force=True)
+    except docker.errors.NotFound:
+        return False
+    return True
+
+
+def logs(name: str, lines: int = LOG_LINES) -> str:
+    """Return a container's last log lines.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server platform_container.logs keycloak 50
+    """
+    try:
+        return _engine().logs(name, tail=lines).decode(errors="replace")
+    except docker.errors.APIError as err:
+        raise NotFoundError("There are no logs", where=name, actual=err.explanation) from err
+
+
+def wait_well(name: str, timeout: float = TIMEOUT, files: str | None = None) -> bool:
+    """Wait until a container is well: it runs, and its own health check is content.
+
+    timeout
+        Seconds.
+    files
+        The folder with its files: no value of them is shown in the error, which ends with the last log lines.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server platform_container.wait_well keycloak 60
+    """
+    seen: dict[str, Any] = {}
+
+    def decided() -> bool:
+        seen["now"] = inspect(name)
+        return containers.well(seen["now"]) or bool(containers.failed(seen["now"]))
+
+    try:
+        wait.until(decided, timeout, 0.5, f"container {name}")
+        reason = containers.failed(seen["now"])
+    except PlatformError:
+        reason = f"it is not well after {timeout:g} s (health: {containers.health(seen['now'])})"
+    if not reason:
+        return True
+    told = containers.redact(logs(name) if seen["now"] else "", containers.read_files(files).values())
+    raise PlatformError(
+        f"Container {name} does not come up: {reason}", hint=f"docker logs {name}", actual=f"its last lines:\n{told}"
+    )
+
+
+def digests(parts: dict[str, Any], files: str | None = None) -> dict[str, str]:
+    """Return the hashes by which a change of a container is noticed.
+
+    parts
+        As ``specification`` returns them.
+    files
+        The folder with the container's files.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server platform_container.digests parts='{...}' files=/etc/ai-platform/web
+    """
+    return containers.part_digests(parts, containers.read_files(files))
+
+
+def network(name: str) -> dict[str, Any] | None:
+    """Return a network as Docker shows it, or None where there is none.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server platform_container.network ai-platform
+    """
+    try:
+        return dict(_engine().inspect_network(name))
+    except docker.errors.NotFound:
+        return None
+
+
+def create_network(name: str, bridge: str, subnet: str | None = None) -> bool:
+    """Make a network of this host's containers.
+
+    bridge
+        The name of its interface on the host.
+    subnet
+        Its addresses; None: Docker chooses.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server platform_container.create_network ai-platform br-platform
+    """
+    engine = _engine()
+    try:
+        engine.create_network(name, **containers.network_arguments(name, bridge, subnet))
+    except docker.errors.APIError as err:
+        raise PlatformError("Docker refuses the network", where=name, actual=err.explanation) from err
+    return True
+
+
+def _engine() -> Any:
+    """Return a client of the engine; one for the run, since it asks the engine's version first."""
+    if "platform_container.engine" not in __context__:
+        try:
+            __context__["platform_container.engine"] = docker.APIClient(
+                base_url=f"unix://{SOCKET}", version="auto", timeout=TIMEOUT
+            )
+        except docker.errors.DockerException as err:
+            raise PlatformError(
+                "Docker does not answer", where=SOCKET, actual=str(err), hint="salt-call state.apply docker"
+            ) from err
+    return __context__["platform_container.engine"]

@@ -1,0 +1,45 @@
+"""The platform's secrets in Vault, as a state reads them: one key of one path of the map ``vault.secrets``."""
+
+from __future__ import annotations
+
+from salt.exceptions import CommandExecutionError
+
+from aiplatform.errors import NotFoundError, PlatformError
+
+# What a dry run shows where Vault cannot be asked yet; it is never written anywhere.
+UNKNOWN = "unknown until Vault answers"
+
+
+def read(path: str, key: str) -> str:
+    """Return one secret that this host's roles may read. For states: a call by hand leaves it in the job cache.
+
+    In a dry run without a Vault that answers, a placeholder is returned, so that a first deploy can be tried.
+
+    path
+        A path of pillar ``vault.secrets``.
+
+    key
+        One of its keys.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local platform_secret.read keycloak admin_password
+    """
+    rows = __pillar__["vault"]["secrets"]
+    if key not in rows.get(path, {}).get("keys", {}):
+        raise NotFoundError("The secret is not in the map", where=f"pillar vault:secrets:{path}:keys:{key}")
+    full = f"{__pillar__['vault']['mount']}/{__pillar__['platform']['slug']}/{path}"
+    try:
+        found = __salt__["vault.read_secret"](full, key)
+    except CommandExecutionError as err:
+        if __opts__["test"]:
+            return UNKNOWN
+        raise PlatformError(
+            "The secret cannot be read",
+            where=f"{full} {key}",
+            actual=str(err),
+            hint="salt-run vault_server.status; salt-run vault_server.bootstrap makes what is missing",
+        ) from err
+    return str(found)
