@@ -2,85 +2,69 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
-import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, NamedTuple, cast
-
-import requests
-import urllib3.exceptions
+from typing import Any, cast
 
 from aiplatform import wait
-from aiplatform.errors import PlatformError, WaitTimeoutError
+from aiplatform.errors import WaitTimeoutError
+from aiplatform.ollama_errors import (
+    BadReply,
+    Busy,
+    CutOff,
+    HtmlReply,
+    InstanceDown,
+    ModelNotFound,
+    OllamaError,
+    OutOfMemory,
+    Redirected,
+    RequestRefused,
+    ServerFailed,
+    Timeout,
+    TooLong,
+    bad_reply,
+)
+from aiplatform.ollama_wire import QUICK, Chunk, Limits, Wire
+
+__all__ = [
+    "ANSWERING",
+    "LOADING",
+    "PULLING",
+    "QUICK",
+    "BadReply",
+    "Busy",
+    "Chunk",
+    "Client",
+    "CutOff",
+    "HtmlReply",
+    "InstanceDown",
+    "Limits",
+    "ModelNotFound",
+    "OllamaError",
+    "OutOfMemory",
+    "Redirected",
+    "RequestRefused",
+    "ServerFailed",
+    "Timeout",
+    "TooLong",
+    "from_environment",
+    "normalise",
+    "weights_digest",
+]
 
 DEFAULT_REGISTRY = "registry.ollama.ai"
+DEFAULT_URL = "http://127.0.0.1:11434"
+# In a container the first one names the service, on its host the second one the published port.
+ENVIRONMENT = ("OLLAMA_BASE_URL", "OLLAMA_HOST_BASE_URL")
 POLL_SECONDS = 0.2
-_FAILURES = (HTTPStatus.OK, HTTPStatus.BAD_REQUEST, HTTPStatus.INTERNAL_SERVER_ERROR)
 _FROM_LINE = re.compile(r"^FROM\s+(?:\S*[/\\])?sha256[-:]([0-9a-f]{64})\s*$", re.MULTILINE)
-_NOT_FOUND = re.compile(r"model .*not found|file does not exist|manifest unknown", re.IGNORECASE)
-_NO_MEMORY = re.compile(r"requires more system memory|signal: killed|cannot allocate memory", re.IGNORECASE)
 
-
-class OllamaError(PlatformError):
-    """Ollama refused or failed; ``status`` is the HTTP status, None where there was none."""
-
-    def __init__(self, what: str, *, status: int | None = None, **details: Any) -> None:
-        self.status = status
-        super().__init__(what, **details)
-
-
-class InstanceDown(OllamaError):
-    """Nothing listens there, or it closed the connection in the middle of a reply."""
-
-
-class ModelNotFound(OllamaError):
-    """The instance, or the registry it pulls from, has no such model."""
-
-
-class OutOfMemory(OllamaError):
-    """The model does not fit into the memory that is free."""
-
-
-class BadReply(OllamaError):
-    """The reply is not what this version of the API promises."""
-
-
-class Timeout(OllamaError):
-    """A time limit passed before the reply was complete."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Time limits of one request, in seconds.
-
-    ``read`` is the longest silence between two pieces of a reply. ``total`` bounds the whole request; it is checked
-    as pieces arrive, so a silent instance is given up after the smaller of the two. None for ``total``: no bound.
-    """
-
-    connect: float = 3.0
-    read: float = 30.0
-    total: float | None = None
-
-    def pair(self) -> tuple[float, float]:
-        """Connect and read limits in the form that requests takes."""
-        return self.connect, self.read if self.total is None else min(self.read, self.total)
-
-
-QUICK = Limits(connect=3.0, read=15.0, total=20.0)
 LOADING = Limits(connect=3.0, read=900.0, total=900.0)
 PULLING = Limits(connect=3.0, read=300.0)
 ANSWERING = Limits(connect=3.0, read=300.0, total=900.0)
-
-
-class Chunk(NamedTuple):
-    """One piece of a stream: ``at`` seconds after the request was sent, and its data."""
-
-    at: float
-    data: dict[str, Any]
 
 
 def normalise(name: str) -> str:
@@ -123,20 +107,25 @@ class Client:
     Not safe for several threads at once: give each thread a client of its own.
     """
 
-    def __init__(
-        self, base_url: str = "http://127.0.0.1:11434", *, token: str | None = None, verify: bool | str = True
-    ) -> None:
-        self.base_url = base_url.rstrip("/")
-        self._session = requests.Session()
-        # A proxy for the outside world must not come between a host and its own service.
-        self._session.trust_env = False
-        self._session.verify = verify
-        if token:
-            self._session.headers["Authorization"] = f"Bearer {token}"
+    def __init__(self, base_url: str = DEFAULT_URL, *, token: str | None = None, verify: bool | str = True) -> None:
+        self._wire = Wire(base_url, token=token, verify=verify)
+        self.base_url = self._wire.base_url
+        self._ask = self._wire.ask
+
+    @property
+    def openai_url(self) -> str:
+        """The base URL for clients that speak OpenAI's API."""
+        return f"{self.base_url}/v1"
 
     def close(self) -> None:
         """Drop the kept-alive connections."""
-        self._session.close()
+        self._wire.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # -- what the instance is and has -------------------------------------------------------------------------
 
@@ -184,6 +173,10 @@ class Client:
         body = {"model": model, "insecure": insecure, "stream": True}
         return self._progress("/api/pull", body, limits)
 
+    def push(self, model: str, *, insecure: bool = False, limits: Limits = PULLING) -> Iterator[dict[str, Any]]:
+        """Send a model to the registry that its name begins with; yields progress like ``pull``."""
+        return self._progress("/api/push", {"model": model, "insecure": insecure, "stream": True}, limits)
+
     def create(self, model: str, *, limits: Limits = PULLING, **fields: Any) -> Iterator[dict[str, Any]]:
         """Make a model of ``from`` (another model) or ``files`` ({file name: "sha256:<hex>"} of uploaded blobs).
 
@@ -194,20 +187,20 @@ class Client:
 
     def has_blob(self, digest: str) -> bool:
         """Return whether the store holds the blob of these 64 hex digits."""
-        return self._send("HEAD", f"/api/blobs/sha256:{digest}", None, QUICK, accept=(200, 404)).status_code == 200
+        return self._wire.exchange("HEAD", f"/api/blobs/sha256:{digest}", None, accept=(200, 404))[0] == HTTPStatus.OK
 
     def upload_blob(self, path: str, digest: str, limits: Limits = LOADING) -> None:
         """Send a file to the store as a blob, for ``create``; Ollama checks its digest (64 hex digits)."""
         with Path(path).open("rb") as stream:
-            self._send("POST", f"/api/blobs/sha256:{digest}", stream, limits, accept=(200, 201))
+            self._wire.send("POST", f"/api/blobs/sha256:{digest}", stream, limits, accept=(200, 201))
 
     def copy(self, source: str, destination: str) -> None:
         """Give the model ``source`` a second name."""
-        self._send("POST", "/api/copy", {"source": source, "destination": destination}, QUICK)
+        self._wire.send("POST", "/api/copy", {"source": source, "destination": destination})
 
     def delete(self, model: str) -> None:
         """Delete a name; weights that another name uses stay. A loaded runner is not stopped: unload it first."""
-        self._send("DELETE", "/api/delete", {"model": model}, QUICK)
+        self._wire.send("DELETE", "/api/delete", {"model": model})
 
     # -- runners ----------------------------------------------------------------------------------------------
 
@@ -228,13 +221,7 @@ class Client:
         body: dict[str, Any] = {"model": model, "keep_alive": keep_alive, "stream": False}
         if options:
             body["options"] = dict(options)
-        try:
-            self._ask("POST", "/api/generate", body, limits)
-        except OllamaError as err:
-            if "does not support generate" not in str(err):
-                raise
-            del body["stream"]
-            self._ask("POST", "/api/embed", body, limits)
+        self._keep(body, limits)
 
     def unload(self, model: str, *, limits: Limits = QUICK) -> None:
         """Unload a model, whatever name it was loaded under, and wait until the instance no longer lists it.
@@ -243,7 +230,7 @@ class Client:
         """
         weights = self.digest(model)
         loaded = {row["name"] for row in self.ps() if self._same_weights(row["name"], weights)}
-        self._ask("POST", "/api/generate", {"model": model, "keep_alive": 0, "stream": False}, limits)
+        self._keep({"model": model, "keep_alive": 0, "stream": False}, limits)
         patience = limits.total or QUICK.read
         try:
             wait.until(lambda: self._gone(loaded), patience, POLL_SECONDS, f"{model} to be unloaded")
@@ -253,6 +240,15 @@ class Client:
                 where=self.base_url,
                 hint="a request may still be running on it",
             ) from err
+
+    def _keep(self, body: dict[str, Any], limits: Limits) -> None:
+        """Load or unload: a request without a prompt; an embedding model takes it at its own path only."""
+        try:
+            self._ask("POST", "/api/generate", body, limits)
+        except OllamaError as err:
+            if "does not support generate" not in str(err):
+                raise
+            self._ask("POST", "/api/embed", {key: value for key, value in body.items() if key != "stream"}, limits)
 
     def loaded(self, model: str) -> bool:
         """Return whether the weights of this model are loaded, under whatever name."""
@@ -279,19 +275,26 @@ class Client:
     def embed(self, model: str, texts: list[str], *, limits: Limits = ANSWERING, **fields: Any) -> list[list[float]]:
         """Return one vector a text."""
         reply = self._ask("POST", "/api/embed", {"model": model, "input": texts, **fields}, limits)
-        vectors = cast("list[list[float]]", self._member(reply, "embeddings", list))
+        vectors = self._member(reply, "embeddings", list, "/api/embed")
         if len(vectors) != len(texts):
             raise self._bad_reply("/api/embed", f"{len(texts)} vectors", len(vectors))
-        return vectors
+        for vector in vectors:
+            if not isinstance(vector, list) or not all(isinstance(part, (int, float)) for part in vector):
+                raise self._bad_reply("/api/embed", "vectors of numbers", vector)
+        return cast("list[list[float]]", vectors)
 
-    # -- the wire ---------------------------------------------------------------------------------------------
+    # -- replies ----------------------------------------------------------------------------------------------
 
     def _models(self, path: str) -> list[dict[str, Any]]:
         # An empty list is written as null by some versions.
         reply = self._ask("GET", path)
         if "models" in reply and reply["models"] is None:
             return []
-        return cast("list[dict[str, Any]]", self._member(reply, "models", list))
+        rows = self._member(reply, "models", list, path)
+        for row in rows:
+            if not isinstance(row, dict) or not isinstance(row.get("name"), str):
+                raise self._bad_reply(path, "models, each with a name", row)
+        return cast("list[dict[str, Any]]", rows)
 
     def _gone(self, names: set[str]) -> bool:
         try:
@@ -308,121 +311,52 @@ class Client:
         except ModelNotFound:  # its name was deleted while it stayed loaded
             return False
 
-    def _member(self, reply: dict[str, Any], key: str, kind: type) -> Any:
+    def _member(self, reply: dict[str, Any], key: str, kind: type, path: str = "") -> Any:
         if not isinstance(reply.get(key), kind):
-            raise self._bad_reply("", f"{key!r} of type {kind.__name__}", reply.get(key))
+            raise self._bad_reply(path, f"{key!r} of type {kind.__name__}", reply.get(key))
         return reply[key]
 
-    def _bad_reply(self, path: str, expected: str, actual: object) -> BadReply:
-        return BadReply(
-            "Unexpected reply",
-            where=self.base_url + path,
-            expected=expected,
-            actual=repr(actual)[:120],
-            hint="is this an Ollama of the pinned version?",
-        )
+    def _bad_reply(self, path: str, expected: str, actual: object, kind: type[BadReply] = BadReply) -> BadReply:
+        return bad_reply(self.base_url + path, expected, actual, kind)
 
     def _answer(self, path: str, body: dict[str, Any], limits: Limits) -> Iterator[Chunk]:
-        for chunk in self._stream(path, body, limits):
-            yield chunk
+        pieces = self._wire.stream(path, body, limits)
+        for chunk in pieces:
+            self._check_answer(path, chunk.data)
             if chunk.data.get("done"):
+                # Read to its end, a connection serves the next request too.
+                for _ in pieces:
+                    pass
+                yield chunk
                 return
-        raise self._bad_reply(path, f"'done' at the end of the answer of {body['model']}", "the end of the stream")
+            yield chunk
+        expected = f"'done' at the end of the answer of {body['model']}"
+        raise self._bad_reply(path, expected, "the end of the stream", CutOff)
+
+    def _check_answer(self, path: str, data: dict[str, Any]) -> None:
+        message = data.get("message", {})
+        if not isinstance(message, dict):
+            raise self._bad_reply(path, "'message' as an object", message)
+        for text in (data.get("response", ""), message.get("content", "")):
+            if not isinstance(text, str):
+                raise self._bad_reply(path, "the answer as text", text)
+        if not isinstance(data.get("done", False), bool):
+            raise self._bad_reply(path, "'done' as true or false", data["done"])
+        for key in ("eval_count", "eval_duration", "prompt_eval_count", "prompt_eval_duration", "load_duration"):
+            number = data.get(key, 0)
+            if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+                raise self._bad_reply(path, f"{key!r} as a whole number", number)
 
     def _progress(self, path: str, body: dict[str, Any], limits: Limits) -> Iterator[dict[str, Any]]:
-        for chunk in self._stream(path, body, limits):
+        for chunk in self._wire.stream(path, body, limits):
             yield chunk.data
             if chunk.data.get("status") == "success":
                 return
-        raise self._bad_reply(path, f"'success' at the end, for {body['model']}", "the end of the stream")
-
-    def _stream(self, path: str, body: dict[str, Any], limits: Limits) -> Iterator[Chunk]:
-        started = time.monotonic()
-        reply = self._send("POST", path, body, limits, stream=True)
-        try:
-            for line in reply.iter_lines():
-                at = time.monotonic() - started
-                if limits.total is not None and at > limits.total:
-                    raise Timeout(f"Not complete after {limits.total:g} s", where=self.base_url + path)
-                if line:
-                    yield Chunk(at, self._piece(path, line))
-        except requests.RequestException as err:
-            raise self._transport(path, err, limits) from err
-        finally:
-            reply.close()
-
-    def _piece(self, path: str, line: bytes) -> dict[str, Any]:
-        data = self._decode(path, line)
-        if "error" in data:  # Ollama's way to fail after it has said 200
-            raise self._refusal(path, HTTPStatus.OK, str(data["error"]))
-        return data
-
-    def _ask(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, limits: Limits = QUICK
-    ) -> dict[str, Any]:
-        return self._decode(path, self._send(method, path, body, limits).content)
-
-    def _send(
-        self,
-        method: str,
-        path: str,
-        body: Any,
-        limits: Limits,
-        *,
-        stream: bool = False,
-        accept: tuple[int, ...] = (200,),
-    ) -> requests.Response:
-        payload = {"json": body} if isinstance(body, Mapping) else {"data": body}
-        try:
-            reply = self._session.request(
-                method, self.base_url + path, timeout=limits.pair(), stream=stream, allow_redirects=False, **payload
-            )
-            if reply.status_code in accept:
-                return reply
-            text = reply.text
-        except requests.RequestException as err:
-            raise self._transport(path, err, limits) from err
-        raise self._refusal(path, reply.status_code, _error_text(text))
-
-    def _decode(self, path: str, text: bytes) -> dict[str, Any]:
-        try:
-            data = json.loads(text)
-        except ValueError as err:
-            raise self._bad_reply(path, "JSON", text[:80]) from err
-        if not isinstance(data, dict):
-            raise self._bad_reply(path, "a JSON object", data)
-        return data
-
-    def _refusal(self, path: str, status: int, text: str) -> OllamaError:
-        what = f"Ollama refused: {text or 'no reason given'} (HTTP {status:d})"
-        kind = OllamaError
-        if _NO_MEMORY.search(text):
-            kind = OutOfMemory
-        elif status == HTTPStatus.NOT_FOUND and not text:
-            kind = BadReply
-        elif status == HTTPStatus.NOT_FOUND or (status in _FAILURES and _NOT_FOUND.search(text)):
-            kind = ModelNotFound
-        return kind(what, where=self.base_url + path, status=int(status))
-
-    def _transport(self, path: str, err: requests.RequestException, limits: Limits) -> OllamaError:
-        where = self.base_url + path
-        connect, read = limits.pair()
-        # While a body is read, requests wraps a read time-out into its ConnectionError.
-        wrapped = err.args[0] if err.args else None
-        if isinstance(err, requests.ConnectTimeout):
-            return InstanceDown(f"No connection within {connect:g} s", where=where)
-        if isinstance(err, requests.Timeout) or isinstance(wrapped, urllib3.exceptions.ReadTimeoutError):
-            return Timeout(f"Silent for {read:g} s", where=where)
-        if isinstance(err, requests.exceptions.ChunkedEncodingError):
-            return InstanceDown("The connection closed in the middle of the reply", where=where)
-        if isinstance(err, requests.ConnectionError):
-            return InstanceDown("Nothing answers", where=where, actual=wrapped, hint="is its service running?")
-        return OllamaError(str(err), where=where)
+        expected = f"'success' at the end, for {body['model']}"
+        raise self._bad_reply(path, expected, "the end of the stream", CutOff)
 
 
-def _error_text(text: str) -> str:
-    try:
-        data = json.loads(text)
-    except ValueError:
-        return text.strip()[:200]
-    return str(data.get("error", text)) if isinstance(data, dict) else text[:200]
+def from_environment() -> Client:
+    """Return a client of the instance that ``OLLAMA_BASE_URL`` or ``OLLAMA_HOST_BASE_URL`` names, or the local one."""
+    named = (os.environ.get(name, "").strip() for name in ENVIRONMENT)
+    return Client(next((url for url in named if url), DEFAULT_URL))

@@ -15,13 +15,6 @@ from aiplatform import ollama
 SHOW = {"modelfile": f"# FROM m:latest\nFROM /store/blobs/sha256-{'a' * 64}\nFROM /store/blobs/sha256-{'b' * 64}\n"}
 
 
-@pytest.fixture
-def client(httpserver):
-    client = ollama.Client(httpserver.url_for("").rstrip("/"))
-    yield client
-    client.close()
-
-
 def lines(*pieces: dict) -> str:
     return "".join(json.dumps(piece) + "\n" for piece in pieces)
 
@@ -35,20 +28,6 @@ def in_turn(*replies: tuple[dict, int]):
         return Response(json.dumps(data), status=status, content_type="application/json")
 
     return handler
-
-
-@pytest.fixture
-def hush():
-    """A wait that ends with the test, so that the server is free for the next one."""
-    release = threading.Event()
-    yield lambda: release.wait(10)
-    release.set()
-
-
-@pytest.fixture
-def chunked(monkeypatch):
-    """Stream as Ollama does: HTTP/1.1, chunk by chunk."""
-    monkeypatch.setattr("werkzeug.serving.WSGIRequestHandler.protocol_version", "HTTP/1.1")
 
 
 def body_of(httpserver, index: int = -1) -> dict:
@@ -252,11 +231,11 @@ def test_proxies_of_the_environment_are_not_used(httpserver, client, monkeypatch
         (404, "", ollama.BadReply),
         (500, "model requires more system memory (9 GiB) than is available (1 GiB)", ollama.OutOfMemory),
         (500, "llama runner process has terminated: signal: killed", ollama.OutOfMemory),
-        (500, "something else", ollama.OllamaError),
-        (503, "server busy, please try again", ollama.OllamaError),
-        (400, 'time: missing unit in duration "-1"', ollama.OllamaError),
-        (403, "", ollama.OllamaError),
-        (302, "", ollama.OllamaError),
+        (500, "something else", ollama.ServerFailed),
+        (503, "server busy, please try again", ollama.Busy),
+        (400, 'time: missing unit in duration "-1"', ollama.RequestRefused),
+        (403, "", ollama.RequestRefused),
+        (302, "", ollama.Redirected),
     ],
 )
 def test_each_refusal_has_its_name(httpserver, client, status, text, kind):

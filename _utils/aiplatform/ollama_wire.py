@@ -1,0 +1,225 @@
+"""The wire to one Ollama instance: connections that are kept, explicit time limits, replies of bounded size."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import requests
+import urllib3.exceptions
+
+from aiplatform import ollama_errors as errors
+
+# The longest line seen from Ollama is /api/show of a model with a large licence, below 1 MiB; embeddings of many
+# texts come as one reply.
+LINE_BYTES = 16 << 20
+REPLY_BYTES = 256 << 20
+_PIECE = 64 << 10
+_TICK = 0.01
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Time limits of one request, in seconds.
+
+    ``first`` is the longest wait for the first piece of a reply, which holds queueing, loading and reading the prompt;
+    None: as ``read``. ``read`` is the longest silence between two pieces. ``total`` bounds the whole request; None: no
+    bound.
+    """
+
+    connect: float = 3.0
+    read: float = 30.0
+    total: float | None = None
+    first: float | None = None
+
+    def until_first(self) -> float:
+        """The wait for the first piece, seconds."""
+        first = self.read if self.first is None else self.first
+        return first if self.total is None else min(first, self.total)
+
+    def silence(self, passed: float) -> float:
+        """The silence that is borne after ``passed`` seconds."""
+        return self.read if self.total is None else max(min(self.read, self.total - passed), 0.001)
+
+
+QUICK = Limits(connect=3.0, read=15.0, total=20.0)
+
+
+class Chunk(NamedTuple):
+    """One piece of a stream: ``at`` seconds after the request was sent, and its data."""
+
+    at: float
+    data: dict[str, Any]
+
+
+class Wire:
+    """One session with one base URL. Not safe for several threads at once."""
+
+    def __init__(self, base_url: str, *, token: str | None = None, verify: bool | str = True) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._session = requests.Session()
+        # A proxy for the outside world must not come between a host and its own service.
+        self._session.trust_env = False
+        self._session.verify = verify
+        if token:
+            self._session.headers["Authorization"] = f"Bearer {token}"
+
+    def close(self) -> None:
+        """Drop the kept-alive connections."""
+        self._session.close()
+
+    def ask(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, limits: Limits = QUICK
+    ) -> dict[str, Any]:
+        """Send a request and return the one JSON object of its reply."""
+        return self._decode(path, self.send(method, path, body, limits))
+
+    def send(
+        self, method: str, path: str, body: Any, limits: Limits = QUICK, *, accept: tuple[int, ...] = (200,)
+    ) -> bytes:
+        """Send a request and return its reply's body, whole.
+
+        :param body: a mapping for JSON, an open file, or None.
+        """
+        return self.exchange(method, path, body, limits, accept=accept)[1]
+
+    def exchange(
+        self, method: str, path: str, body: Any, limits: Limits = QUICK, *, accept: tuple[int, ...] = (200,)
+    ) -> tuple[int, bytes]:
+        """Send a request and return status and body."""
+        started = time.monotonic()
+        reply = self._open(method, path, body, limits, accept)
+        try:
+            return reply.status_code, self._whole(path, reply, limits, started)
+        finally:
+            reply.close()
+
+    def stream(self, path: str, body: dict[str, Any], limits: Limits) -> Iterator[Chunk]:
+        """Post a request and yield the JSON objects of its reply, line by line, as they come."""
+        started = time.monotonic()
+        reply = self._open("POST", path, body, limits, (200,))
+        try:
+            for line in self._lines(path, reply, limits, started):
+                if line:
+                    yield Chunk(time.monotonic() - started, self._piece(path, line))
+        finally:
+            reply.close()
+
+    def _open(self, method: str, path: str, body: Any, limits: Limits, accept: tuple[int, ...]) -> requests.Response:
+        payload = {"json": body} if isinstance(body, Mapping) else {"data": body}
+        started = time.monotonic()
+        timeout = (limits.connect, limits.until_first())
+        try:
+            reply = self._session.request(
+                method, self.base_url + path, timeout=timeout, stream=True, allow_redirects=False, **payload
+            )
+        except requests.RequestException as err:
+            raise self._transport(path, err, limits, limits.until_first()) from err
+        if reply.status_code in accept:
+            return reply
+        try:
+            text = self._whole(path, reply, limits, started)
+        finally:
+            reply.close()
+        raise errors.refusal(self.base_url + path, reply.status_code, text, reply.headers.get("Location", ""))
+
+    def _whole(self, path: str, reply: requests.Response, limits: Limits, started: float) -> bytes:
+        parts = []
+        size = 0
+        for part in self._parts(path, reply, limits, started):
+            size += len(part)
+            if size > REPLY_BYTES:
+                raise self._too_long(path, f"at most {REPLY_BYTES >> 20} MiB", "more")
+            parts.append(part)
+        return b"".join(parts)
+
+    def _lines(self, path: str, reply: requests.Response, limits: Limits, started: float) -> Iterator[bytes]:
+        rest: list[bytes] = []
+        size = 0
+        for part in self._parts(path, reply, limits, started):
+            *lines, last = part.split(b"\n")
+            for line in lines:
+                yield b"".join([*rest, line]) if rest else line
+                rest, size = [], 0
+            if last:
+                rest.append(last)
+                size += len(last)
+            if size > LINE_BYTES:
+                raise self._too_long(path, f"lines of at most {LINE_BYTES >> 20} MiB", "a longer one")
+        if rest:
+            yield b"".join(rest)
+
+    def _parts(self, path: str, reply: requests.Response, limits: Limits, started: float) -> Iterator[bytes]:
+        """The body as it comes, each wait bounded by what is left of the limits."""
+        silence = limits.silence(time.monotonic() - started)
+        try:
+            self._bear(reply, silence)
+            for part in reply.iter_content(_PIECE if "Content-Length" in reply.headers else None):
+                passed = time.monotonic() - started
+                if limits.total is not None and passed > limits.total:
+                    raise self._late(path, limits)
+                yield part
+                if limits.total is not None:
+                    silence = limits.silence(time.monotonic() - started)
+                    self._bear(reply, silence)
+        except requests.RequestException as err:
+            if limits.total is not None and time.monotonic() - started >= limits.total - _TICK:
+                raise self._late(path, limits) from err
+            raise self._transport(path, err, limits, silence) from err
+
+    @staticmethod
+    def _bear(reply: requests.Response, seconds: float) -> None:
+        """Set how long the socket waits from now on; requests sets it for a whole reply only."""
+        sock = _attribute(reply.raw, "connection", "sock")
+        # A server that closes after its reply has the socket handed over to the reply.
+        sock = sock or _attribute(reply.raw, "_fp", "fp", "raw", "_sock")
+        if sock is not None:
+            sock.settimeout(seconds)
+
+    def _piece(self, path: str, line: bytes) -> dict[str, Any]:
+        data = self._decode(path, line)
+        if "error" in data:  # Ollama's way to fail after it has said 200
+            raise errors.refusal(self.base_url + path, 200, line)
+        return data
+
+    def _decode(self, path: str, text: bytes) -> dict[str, Any]:
+        where = self.base_url + path
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as err:
+            if errors.is_html(text):
+                raise errors.bad_reply(where, "JSON", text[:80], errors.HtmlReply) from err
+            raise errors.bad_reply(where, "JSON", text[:80]) from err
+        if not isinstance(data, dict):
+            raise errors.bad_reply(where, "a JSON object", data)
+        return data
+
+    def _too_long(self, path: str, expected: str, actual: str) -> errors.BadReply:
+        return errors.bad_reply(self.base_url + path, expected, actual, errors.TooLong)
+
+    def _late(self, path: str, limits: Limits) -> errors.Timeout:
+        return errors.Timeout(f"Not complete after {limits.total:g} s", where=self.base_url + path)
+
+    def _transport(self, path: str, err: requests.RequestException, limits: Limits, silence: float) -> Exception:
+        where = self.base_url + path
+        # While a body is read, requests wraps a read time-out into its ConnectionError.
+        wrapped = err.args[0] if err.args else None
+        if isinstance(err, requests.ConnectTimeout):
+            return errors.InstanceDown(f"No connection within {limits.connect:g} s", where=where)
+        if isinstance(err, requests.Timeout) or isinstance(wrapped, urllib3.exceptions.ReadTimeoutError):
+            return errors.Timeout(f"Silent for {silence:.3g} s", where=where)
+        if isinstance(err, requests.exceptions.ChunkedEncodingError):
+            return errors.InstanceDown("The connection closed in the middle of the reply", where=where)
+        if isinstance(err, requests.ConnectionError):
+            hint = "is its service running?"
+            return errors.InstanceDown("Nothing answers", where=where, actual=wrapped, hint=hint)
+        return errors.OllamaError(str(err), where=where)
+
+
+def _attribute(value: Any, *names: str) -> Any:
+    for name in names:
+        value = getattr(value, name, None)
+    return value
