@@ -68,8 +68,9 @@ def configuration(where: str, trust: str, login: str) -> dict[str, Any]:
                 "role_id": MASTER_ROLE,
                 "secret_id": login,
             },
-            # A token serves for many calls, so that a state run logs in once an hour and not once a secret.
-            "cache": {"backend": "disk"},
+            # A token serves for many calls, so that a state run logs in once an hour and not once a secret. It lives
+            # through a refusal, too: what a minion may read is in the policy of its name, which counts as it is now.
+            "cache": {"backend": "disk", "clear_on_unauthorized": False},
             # A sealed Vault is reported within seconds.
             "client": {"connect_timeout": 5, "max_retries": 2},
             "issue": {

@@ -67,6 +67,17 @@ def test_the_host_gives_no_key_away(ai_server):
     assert "PRIVATE" not in facts
 
 
+def test_a_refusal_costs_no_new_login(ai_server, coredns_host):
+    """Each verification asks for a secret that is not the host's own; a login would take a second of each deploy."""
+    check = "salt-call --out=json verify.run only='[vault_]'"
+    coredns_host.run(check)
+    count = """grep -c '"path":"auth/[^"]*/login"' /var/log/vault/audit.log || true"""
+    before = int(ai_server.run(count).stdout)
+    rows = coredns_host.json(check)["local"]
+    assert "permission denied" in [row["actual"] for row in rows]
+    assert int(ai_server.run(count).stdout) == before
+
+
 def test_audit_logs_are_rotated_and_written_on(ai_server):
     ai_server.run("logrotate --force /etc/logrotate.d/vault")
     ai_server.run("salt-call --out=json vault.read_secret secret/ai-platform-other/x", check=False)

@@ -52,6 +52,8 @@ def test_the_extension_takes_the_configuration(paths):
     assert parsed["server"]["verify"].startswith("-----BEGIN CERTIFICATE")
     assert parsed["issue"]["type"] == "approle"
     assert parsed["policies"]["assign"] == ["ai-platform/{minion}"]
+    # Else each refusal, as the verification asks for one, would cost a new login.
+    assert parsed["cache"]["clear_on_unauthorized"] is False
 
 
 def test_the_authority_is_completed_after_a_crash_between_its_files(paths):
