@@ -101,10 +101,12 @@ class Wire:
         """Post a request and yield the JSON objects of its reply, line by line, as they come."""
         started = time.monotonic()
         reply = self._open("POST", path, body, limits, (200,))
+        # What is measured counts from when the request left: preparing it is not the server's.
+        sent = time.monotonic() - reply.elapsed.total_seconds()
         try:
             for line in self._lines(path, reply, limits, started):
                 if line:
-                    yield Chunk(time.monotonic() - started, self._piece(path, line))
+                    yield Chunk(time.monotonic() - sent, self._piece(path, line))
         finally:
             reply.close()
 

@@ -1,0 +1,207 @@
+"""One streamed answer: when its tokens came, how fast they were made, and what Ollama itself says of both."""
+
+from __future__ import annotations
+
+import heapq
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol
+
+from aiplatform.ollama import Chunk, Limits, OllamaError
+
+NANOSECONDS = 1e9
+MILLISECONDS = 1000.0
+# Who counted the tokens of an answer: Ollama in its last piece, Ollama in a second answer with `logprobs`, or
+# nobody, so that each piece is taken for one token.
+BY_OLLAMA = "ollama"
+BY_LOGPROBS = "logprobs"
+BY_PIECES = "pieces"
+
+
+class Instance(Protocol):
+    """What measuring needs of ``aiplatform.ollama.Client``, which says what each method does."""
+
+    def load(self, model: str, *, options: Mapping[str, Any], keep_alive: float, limits: Limits) -> None: ...  # noqa: D102
+    def unload(self, model: str, *, limits: Limits = ...) -> None: ...  # noqa: D102
+    def generate(self, model: str, prompt: str, *, limits: Limits = ..., **fields: Any) -> Iterator[Chunk]: ...  # noqa: D102
+    def health(self) -> bool: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answered prompt. Times named ``ollama`` and rates are Ollama's own, the others are its client's.
+
+    ``error`` says why there is no answer; then ``text`` is None and the figures count as the worst. ``token_ms`` has
+    one latency a token, from the second on; ``model_s`` is the time that Ollama worked on the answer, loading included.
+    ``disturbed`` says what else the host was busy with.
+    """
+
+    text: str | None = None
+    error: str | None = None
+    ttft_ms: float | None = None
+    ollama_ttft_ms: float | None = None
+    wall_s: float = 0.0
+    model_s: float = 0.0
+    tokens: int = 0
+    counted: str = BY_OLLAMA
+    tokens_per_second: float = 0.0
+    wall_tokens_per_second: float | None = None
+    gap_ms: float | None = None
+    token_ms: tuple[float, ...] = ()
+    prompt_tokens: int = 0
+    prompt_tokens_per_second: float | None = None
+    finished: str | None = None
+    disturbed: str | None = None
+
+
+class _Piece(NamedTuple):
+    """A piece of an answer that has any text: seconds after the request, text, tokens (0: it does not say)."""
+
+    at: float
+    text: str
+    tokens: int
+
+
+def answered(chunks: Iterable[Chunk], clock: Callable[[], float] = time.monotonic) -> Sample:
+    """Take in a streamed answer.
+
+    The first piece with any text, thinking included, ends the time to first token. Rates come from Ollama's own counts;
+    where it gave none, from the pieces and their times.
+    """
+    return _sample(*_collected(chunks, clock))
+
+
+def _collected(
+    chunks: Iterable[Chunk], clock: Callable[[], float] = time.monotonic
+) -> tuple[list[_Piece], Mapping[str, Any], float]:
+    """Return the pieces with text, the last chunk's data, and the seconds that all of it took."""
+    started = clock()
+    pieces: list[_Piece] = []
+    last: Mapping[str, Any] = {}
+    for chunk in chunks:
+        last = chunk.data
+        if last.get("response") or last.get("thinking"):
+            pieces.append(_Piece(chunk.at, str(last.get("response") or ""), len(last.get("logprobs") or ())))
+    return pieces, last, clock() - started
+
+
+def _sample(pieces: Sequence[_Piece], last: Mapping[str, Any], wall_s: float) -> Sample:
+    times = [piece.at for piece in pieces]
+    told = [piece.tokens for piece in pieces]
+    tokens, counted = _count(last, told)
+    per_piece = told if counted == BY_LOGPROBS else spread(times, tokens, _seconds(last, "eval"))
+    latencies = token_latencies(times, per_piece)
+    rate = _rate(last, "eval")
+    wall_rate = sum(per_piece[1:]) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else None
+    return Sample(
+        text="".join(piece.text for piece in pieces),
+        ttft_ms=times[0] * MILLISECONDS if times else None,
+        ollama_ttft_ms=_seconds(last, "load", "prompt_eval") * MILLISECONDS or None,
+        wall_s=wall_s,
+        model_s=_seconds(last, "total"),
+        tokens=tokens,
+        counted=counted,
+        tokens_per_second=rate if rate is not None else wall_rate or 0.0,
+        wall_tokens_per_second=wall_rate,
+        gap_ms=statistics.median(latencies) if latencies else None,
+        token_ms=tuple(round(value, 3) for value in latencies),
+        prompt_tokens=int(last.get("prompt_eval_count") or 0),
+        prompt_tokens_per_second=_rate(last, "prompt_eval"),
+        finished=last.get("done_reason"),
+    )
+
+
+def _count(last: Mapping[str, Any], told: Sequence[int]) -> tuple[int, str]:
+    if last.get("eval_count"):
+        return int(last["eval_count"]), BY_OLLAMA
+    return (sum(told), BY_LOGPROBS) if any(told) else (len(told), BY_PIECES)
+
+
+def _seconds(last: Mapping[str, Any], *parts: str) -> float:
+    return sum(float(last.get(f"{part}_duration") or 0) for part in parts) / NANOSECONDS
+
+
+def _rate(last: Mapping[str, Any], part: str) -> float | None:
+    count, seconds = last.get(f"{part}_count"), _seconds(last, part)
+    return float(count) / seconds if count and seconds else None
+
+
+def spread(times: Sequence[float], tokens: int, making: float) -> list[int]:
+    """Return how many tokens each piece of an answer held, at least one.
+
+    Ollama sends several tokens in one piece where a character is made of more than one, or where they might begin a
+    stop sequence. A token takes about as long as any other, so the pieces that were longest in coming held more: each
+    further token goes to the piece with the longest time a token so far.
+
+    times
+        When each piece came, in seconds.
+    tokens
+        All tokens of the answer.
+    making
+        The seconds that making all of them took; what the gaps between the pieces leave of it is the first one's.
+    """
+    held = [1] * len(times)
+    if not held:
+        return held
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    gaps = [max(0.0, making - sum(gaps)), *gaps]
+    waiting = [(-gap, place) for place, gap in enumerate(gaps)]
+    heapq.heapify(waiting)
+    for _ in range(tokens - len(times)):
+        place = waiting[0][1]
+        held[place] += 1
+        heapq.heapreplace(waiting, (-gaps[place] / held[place], place))
+    return held
+
+
+def token_latencies(times: Sequence[float], held: Sequence[int]) -> list[float]:
+    """Return the time of each token after the one before it, in milliseconds, from the second piece on."""
+    found: list[float] = []
+    for (earlier, later), count in zip(pairwise(times), held[1:], strict=True):
+        found += [(later - earlier) * MILLISECONDS / count] * count
+    return found
+
+
+def percentiles(values: Iterable[float], *wanted: int) -> dict[str, float]:
+    """Return ``{"p50": …}``: the smallest value that at least so many percent of them do not exceed; {} of nothing."""
+    ordered = sorted(values)
+    return {f"p{share}": ordered[max(0, -(-share * len(ordered) // 100) - 1)] for share in wanted if ordered}
+
+
+def ask(
+    instance: Instance, model: str, prompt: str, options: Mapping[str, Any], seconds: float, **fields: Any
+) -> Sample:
+    """Ask one prompt and return its sample; a refusal or a timeout is a sample with an error.
+
+    options
+        Ollama's options, the load options included: without them the model would be loaded again.
+    seconds
+        The limit for the whole answer.
+
+    An answer without counts is asked for a second time, after the measurement, with each token named.
+
+    Raises ``OllamaError`` where the instance itself is gone: that says nothing about the model.
+    """
+    limits = Limits(read=seconds, total=seconds)
+    request = {"limits": limits, "think": False, "options": dict(options), **fields}
+    try:
+        pieces, last, wall_s = _collected(instance.generate(model, prompt, **request))
+        sample = _sample(pieces, last, wall_s)
+        if pieces and sample.counted == BY_PIECES:
+            named, _, _ = _collected(instance.generate(model, prompt, **request, logprobs=True))
+            return _sample(_counted_by(named, pieces), last, wall_s)
+    except OllamaError as err:
+        if not instance.health():
+            raise
+        return Sample(error=str(err), wall_s=seconds)
+    return sample
+
+
+def _counted_by(named: Sequence[_Piece], pieces: Sequence[_Piece]) -> list[_Piece]:
+    """Return the pieces with the tokens of an answer that names each; as they are where that is another answer."""
+    if [piece.text for piece in named] != [piece.text for piece in pieces]:
+        return list(pieces)
+    return [piece._replace(tokens=other.tokens) for piece, other in zip(pieces, named, strict=True)]
