@@ -9,7 +9,7 @@ from typing import Any
 
 from salt.exceptions import CommandExecutionError
 
-from aiplatform import instances, ollama, slots
+from aiplatform import instances, manifests, ollama, slots
 from aiplatform.errors import PlatformError
 from aiplatform.serving import Serving
 from aiplatform.store import Store
@@ -113,7 +113,7 @@ def installed() -> list[dict[str, Any]]:
 
 
 def missing(models: list[str]) -> list[str]:
-    """Return which of these models are not in the store; all of them where no instance answers.
+    """Return which of these models are not in the store; where no instance answers, its files are looked at.
 
     CLI Example:
 
@@ -124,7 +124,8 @@ def missing(models: list[str]) -> list[str]:
     try:
         return _store().missing(models)
     except ollama.InstanceDown:
-        return list(models)
+        folder = Path(instances.models_dir(__pillar__))
+        return [model for model in models if not manifests.path(folder, model).is_file()]
 
 
 def pull(model: str) -> bool:

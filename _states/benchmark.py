@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from aiplatform import settle
-from aiplatform.ollama import InstanceDown
+from aiplatform.ollama import InstanceDown, normalise
 from aiplatform.states import converge
 
 
@@ -48,8 +48,10 @@ def chosen(name: str) -> dict[str, Any]:
 
 
 def _unmeasured() -> dict[str, Any]:
-    # In the run proper these have been pulled by now.
-    later = __salt__["benchmark.to_be_pulled"]() if __opts__["test"] else []
+    # In the run proper these have been pulled by now. One that was measured brings the weights that were.
+    known = {normalise(name) for name in __pillar__["selection"].get("all_metrics", {})}
+    pulls = __salt__["benchmark.to_be_pulled"]() if __opts__["test"] else []
+    later = [model for model in pulls if normalise(model) not in known]
     try:
         found = __salt__["benchmark.plan"]()["measure"]
     except InstanceDown:

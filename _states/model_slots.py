@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+from aiplatform import wait
 from aiplatform.errors import PlatformError
 from aiplatform.states import converge
 
@@ -33,24 +36,62 @@ def pulled(name: str, models: list[str] | None = None) -> dict[str, Any]:
     )
 
 
-def served(name: str, instance: str | None = None) -> dict[str, Any]:
+def served(name: str, warmup: str = "") -> dict[str, Any]:
     """Make an instance's slots and aliases those of the table, each slot loaded under the name that clients call.
 
     name
-        The instance, where ``instance`` is left out.
+        The instance.
+    warmup
+        The settings file of its warm-up. Where that holds what is wanted, the warm-up that comes with a start of the
+        instance is awaited, and relied on by a dry run.
 
     .. code-block:: yaml
 
         slots-of-node1:
           model_slots.served:
             - name: node1
+            - warmup: /etc/ai-platform/warmup-node1.json
     """
-    place = instance or name
     return converge(
         name,
-        plan=lambda: _chosen_later() or __salt__["model_slots.differences"](place),
-        apply=lambda: _serve(place),
+        plan=lambda: _chosen_later() or _differences(name, warmup),
+        apply=lambda: _serve(name),
         test=__opts__["test"],
+    )
+
+
+def warmed(name: str, instance: str) -> dict[str, Any]:
+    """The warm-up unit of an instance is enabled and has ended well since its instance started.
+
+    name
+        The unit. Where a state that this one watches changes, it runs again.
+
+    .. code-block:: yaml
+
+        warmup-of-node1:
+          model_slots.warmed:
+            - name: ollama-warmup.service
+            - instance: node1
+            - watch:
+              - file: /usr/local/bin/ollama-warmup
+    """
+    return converge(
+        name, plan=lambda: _cold(name, instance), apply=lambda: _warm(name, instance), test=__opts__["test"]
+    )
+
+
+def mod_watch(name: str, instance: str, **_: Any) -> dict[str, Any]:
+    """Run a warm-up again, because what it runs or reads has changed; Salt calls this where ``warmed`` watches.
+
+    .. code-block:: yaml
+
+        warmup-of-node1:
+          model_slots.warmed:
+            - watch: []
+    """
+    changes = {name: {"old": "as it was", "new": "run again"}}
+    return converge(
+        name, plan=lambda: changes, apply=lambda: __salt__["model_slots.warm_up"](instance), test=__opts__["test"]
     )
 
 
@@ -75,3 +116,46 @@ def _serve(instance: str) -> None:
             hint="run the benchmark phase, or salt-run benchmark.run",
         )
     __salt__["model_slots.converge"](instance)
+
+
+def _differences(instance: str, warmup: str) -> dict[str, Any]:
+    if warmup and _holds(warmup, __salt__["model_slots.warmup_settings"](instance)):
+        unit = __salt__["ollama.warmup_unit"](instance)
+        if __opts__["test"] and _down(instance) and __salt__["service.enabled"](unit):
+            return {}
+        _await_warmup(unit, instance)
+    return __salt__["model_slots.differences"](instance)
+
+
+def _holds(path: str, wanted: dict[str, Any]) -> bool:
+    """Return whether a JSON file has this content."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8")) == json.loads(json.dumps(wanted))
+    except (OSError, ValueError):
+        return False
+
+
+def _down(instance: str) -> bool:
+    return not __salt__["service.status"](__pillar__["ollama"]["instances"][instance]["unit"])
+
+
+def _await_warmup(unit: str, instance: str) -> None:
+    """Wait for a warm-up that is at work, such as the one that the restart of its instance has started."""
+    seconds = __salt__["model_slots.warmup_seconds"](instance)
+    wait.until(lambda: __salt__["service.show"](unit).get("ActiveState") != "activating", seconds, 0.2, unit)
+
+
+def _cold(unit: str, instance: str) -> dict[str, Any]:
+    if not __salt__["service.available"](unit):
+        return {unit: {"old": "absent", "new": "enabled and run"}}
+    if not __salt__["service.enabled"](unit):
+        return {unit: {"old": "disabled", "new": "enabled and run"}}
+    if __opts__["test"] and _down(instance):
+        return {}  # it starts with its instance
+    _await_warmup(unit, instance)
+    return {} if __salt__["service.status"](unit) else {unit: {"old": "not run", "new": "run"}}
+
+
+def _warm(unit: str, instance: str) -> None:
+    __salt__["service.enable"](unit)
+    __salt__["model_slots.warm_up"](instance)

@@ -9,15 +9,17 @@ models-warmup-program:
     - mode: "0755"
 {% for name, instance in pillar.ollama.instances.items() %}
 {% set warmup = salt["ollama.warmup_unit"](name) %}
+{% set settings = "/etc/ai-platform/warmup-" ~ name ~ ".json" %}
 models-{{ name }}:
   model_slots.served:
     - name: {{ name }}
+    - warmup: {{ settings }}
     - require:
       - model_slots: models-pulled
 
 models-{{ name }}-warmup-settings:
   file.serialize:
-    - name: /etc/ai-platform/warmup-{{ name }}.json
+    - name: {{ settings }}
     - serializer: json
     - dataset: {{ salt["model_slots.warmup_settings"](name) | json }}
     - mode: "0644"
@@ -31,12 +33,12 @@ models-{{ name }}-warmup-unit:
     - source: salt://models/files/ollama-warmup.service
     - template: jinja
     - mode: "0644"
-    - context: {{ {"name": name, "unit": instance.unit, "seconds": salt["model_slots.warmup_seconds"](name)} | json }}
+    - context: {{ {"name": name, "unit": instance.unit, "settings": settings, "seconds": salt["model_slots.warmup_seconds"](name)} | json }}
 
 models-{{ name }}-warmup:
-  service.running:
+  model_slots.warmed:
     - name: {{ warmup }}
-    - enable: true
+    - instance: {{ name }}
     - watch:
       - file: models-warmup-program
       - file: models-{{ name }}-warmup-settings

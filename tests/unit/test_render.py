@@ -233,7 +233,7 @@ def test_the_bootstrap_writes_id_master_and_fingerprint(compile_state):
 
 def test_the_warmup_units_are_those_that_are_restarted_and_retired(compile_state, pillars):
     low = compile_state("models", "ai_server", "Debian 12")
-    running = {chunk["name"] for chunk in low if chunk["state"] == "service"}
+    running = {chunk["name"] for chunk in low if chunk["fun"] == "warmed"}
     instances = pillars["ai_server"]["ollama"]["instances"].values()
     assert running == {slots.warmup_unit(instance["unit"]) for instance in instances}
 
