@@ -225,6 +225,15 @@ def _short(value: Any) -> Any:
 # --- Two keys at once -------------------------------------------------------------------------------------------
 
 
+def check_units(merged: Settings) -> Iterator[Problem]:
+    """Each instance has a unit of its own: of two with one, the second would overwrite the first."""
+    taken: dict[str, str] = {}
+    for name, instance in merged.get("ollama", {}).get("instances", {}).items():
+        if (other := taken.setdefault(instance["unit"], name)) != name:
+            wanted = f"a unit of its own: instance {other} has this one"
+            yield Problem(f"ollama.instances.{name}.unit", instance["unit"], wanted)
+
+
 def check_hosts(merged: Settings) -> Iterator[Problem]:
     """Two hosts with one address are one host by two names."""
     seen: dict[str, str] = {}
@@ -296,6 +305,7 @@ def check_run(merged: Settings) -> Iterator[Problem]:
 
 
 CROSS_CHECKS: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
+    check_units,
     check_hosts,
     check_slots,
     check_aliases,

@@ -76,6 +76,12 @@ CASES = {
         "hosts.nginx_proxy.address",
         "ai_server has this one",
     ),
+    "two instances, one unit": (
+        "ollama.instances.node0.unit",
+        "ollama.service",
+        "ollama.instances.node0.unit: is 'ollama.service'",
+        "instance node1 has this one",
+    ),
     "ports overlap": (
         "services.vault.port",
         11434,
