@@ -48,8 +48,9 @@ def chosen(name: str) -> dict[str, Any]:
 
 
 def _unmeasured() -> dict[str, Any]:
-    # In the run proper these have been pulled by now. One that was measured brings the weights that were.
-    known = {normalise(name) for name in __pillar__["selection"].get("all_metrics", {})}
+    # In the run proper these have been pulled by now. One that was measured, or left out, brings the weights it had.
+    chosen = __pillar__["selection"]
+    known = {normalise(name) for key in ("all_metrics", "excluded") for name in chosen.get(key, {})}
     pulls = __salt__["benchmark.to_be_pulled"]() if __opts__["test"] else []
     later = [model for model in pulls if normalise(model) not in known]
     try:

@@ -152,8 +152,9 @@ def _cold(unit: str, instance: str) -> dict[str, Any]:
         return {unit: {"old": "disabled", "new": "enabled and run"}}
     if __opts__["test"] and _down(instance):
         return {}  # it starts with its instance
-    _await_warmup(unit, instance)
-    return {} if __salt__["service.status"](unit) else {unit: {"old": "not run", "new": "run"}}
+    # One at work is left to it, or restarted where its files have changed.
+    state = __salt__["service.show"](unit).get("ActiveState")
+    return {} if state in ("active", "activating") else {unit: {"old": state, "new": "run"}}
 
 
 def _warm(unit: str, instance: str) -> None:
