@@ -1,19 +1,21 @@
-"""Ollama on this host: its releases, its instances and their models.
+"""Ollama on this host: its instances and their models.
 
-Functions that take ``instance`` mean one of pillar ``ollama:instances``. Every failure is an error with a name, which
-says what to do next.
+Functions that take ``instance`` mean one of pillar ``ollama:instances``, an alias or slot that it serves, or any URL.
+Every failure is an error with a name, which says what to do next.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from salt.exceptions import SaltException
-
+from aiplatform import calling, numa, prompts, slots, structured
 from aiplatform import instances as described
-from aiplatform import numa, release, slots
+from aiplatform import load_test as test_of_load
 from aiplatform import ollama as api
 
 
@@ -209,92 +211,235 @@ def unload(instance: str, model: str) -> bool:
     return True
 
 
-def generate(instance: str, model: str, prompt: str) -> str:
-    """Return a model's answer to one prompt.
+def health(instance: str) -> bool:
+    """Return whether an instance answers.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt ai_server ollama.generate node1 llama-family 'Why is the sky blue?'
+        salt ai_server ollama.health node1
     """
-    return "".join(chunk.data.get("response", "") for chunk in _client(instance).generate(model, prompt))
+    return _client(instance).health()
 
 
-def pinned_release() -> dict[str, Any]:
-    """Return version, URL and hash of the release that the pillar names for this host's processor.
+def push(instance: str, model: str, insecure: bool = False) -> dict[str, Any]:
+    """Send a model to the registry that its name begins with. Returns the last progress event.
+
+    insecure
+        The registry speaks plain HTTP.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt ai_server ollama.pinned_release
+        salt ai_server ollama.push node1 registry.example.com/team/llama3.2:3b
     """
-    return vars(_release())
+    return list(_client(instance).push(model, insecure=insecure))[-1]
 
 
-def is_installed() -> bool:
-    """Return whether the release that the pillar names is unpacked on this host.
+def create(instance: str, model: str, base: str, system: str | None = None, **parameters: Any) -> dict[str, Any]:
+    """Make a model of another one that is in the store, with a system prompt and parameters of its own.
+
+    instance
+        Where the model is made; ``base`` is the name of the other one, ``system`` its system prompt.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt ai_server ollama.is_installed
+        salt ai_server ollama.create node1 pirate llama3.2:3b system='You are a pirate.' temperature=0.9
     """
-    wanted = _release()
-    return release.is_installed(_folder(wanted), wanted.sha256)
+    client = _client(instance)
+    # Ollama would pull a base that is missing, from wherever its name leads.
+    client.show(base)
+    told = {key: value for key, value in parameters.items() if not key.startswith("__")}
+    fields: dict[str, Any] = {"from": base} | ({"system": system} if system else {})
+    return list(client.create(model, **fields, **({"parameters": told} if told else {})))[-1]
 
 
-def install() -> str:
-    """Fetch, check and unpack the release that the pillar names; returns its folder. What runs is not touched.
+def generate(
+    instance: str,
+    model: str,
+    prompt: str,
+    task: str = "general",
+    system: str | None = None,
+    deadline: float = 300.0,
+    fallback: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return a model's answer to one prompt: its text, and what it cost.
+
+    instance
+        Where the ``model`` is asked the ``prompt``, with ``system`` as its system prompt in place of its own.
+
+    task
+        ``general``, ``voice``, ``code`` or ``extraction``: the parameters that fit it.
+    deadline
+        Seconds for everything, up to three tries included.
+    fallback
+        A model that answers where the first one is missing or does not fit.
+    options
+        Further parameters, over the task's.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt ai_server ollama.install
+        salt ai_server ollama.generate llama-family llama-family 'Why is the sky blue?' task=voice
     """
-    wanted = _release()
-    sha256 = wanted.sha256
-    if not sha256:
-        listing = _fetch(str(wanted.checksums))
-        sha256 = release.listed_hash(listing.read_text(encoding="utf-8"), wanted.archive)
-    archive = _fetch(wanted.url, sha256)
-    try:
-        release.check(archive, sha256, wanted.url)
-        release.unpack(archive, _folder(wanted), sha256)
-    finally:
-        _forget(archive)
-    return str(_folder(wanted))
+    fields: dict[str, Any] = {"options": prompts.parameters(task, **(options or {}))}
+    if system:
+        fields["system"] = system
+    with _caller(instance, fallback) as caller:
+        return asdict(caller.generate(model, prompt, deadline=deadline, **fields))
 
 
-def _release() -> release.Release:
-    ollama = __pillar__["ollama"]
-    return release.pinned(
-        ollama["version"], __grains__["cpuarch"], ollama["source"], ollama["hashes"], ollama["checksums"]
-    )
+def chat(
+    instance: str,
+    model: str,
+    messages: list[dict[str, Any]],
+    task: str = "general",
+    deadline: float = 300.0,
+    fallback: str | None = None,
+) -> dict[str, Any]:
+    """Return a model's answer to a conversation of ``role`` and ``content``; otherwise like ``generate``.
+
+    instance, model, messages
+        Whom is asked what: ``[{"role": "user", "content": "..."}]``.
+    task, deadline, fallback
+        As of ``generate``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server ollama.chat node1 llama-family '[{"role": "user", "content": "Hello"}]'
+    """
+    with _caller(instance, fallback) as caller:
+        return asdict(caller.chat(model, messages, deadline=deadline, options=prompts.parameters(task)))
 
 
-def _folder(wanted: release.Release) -> Path:
-    return Path(__pillar__["ollama"]["root"]) / wanted.version
+def embed(instance: str, model: str, texts: list[str], deadline: float = 300.0) -> list[list[float]]:
+    """Return one vector a text.
+
+    instance, model, texts
+        Whom is asked for what; ``deadline`` is in seconds, for everything.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server ollama.embed node1 all-minilm '["first text", "second text"]'
+    """
+    with _caller(instance) as caller:
+        return caller.embed(model, list(texts), deadline=deadline)
 
 
-def _fetch(url: str, sha256: str | None = None) -> Path:
-    try:
-        path = __salt__["cp.cache_file"](url, source_hash=sha256)
-    except SaltException as err:
-        raise release.ReleaseError("The file cannot be fetched", where=url, actual=str(err)) from err
-    if not path or not Path(path).is_file():
-        raise release.ReleaseError("The file cannot be fetched", where=url, hint="is ollama:source right?")
-    return Path(path)
+def extract(
+    instance: str,
+    model: str,
+    question: str,
+    evidence: list[Any],
+    schema: Mapping[str, Any],
+    deadline: float = 300.0,
+) -> Any:
+    """Return what a model reads out of evidence, as data that fits a JSON Schema.
+
+    instance, model, question
+        Whom is asked what of the evidence; ``deadline`` is in seconds, for everything.
+    evidence
+        Texts, or mappings with ``text`` and ``source``.
+    schema
+        JSON Schema; the answer is checked against it, and repaired once.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server ollama.extract node1 coder-32k 'How old is she?' '["Ada, 36"]' '{"type": "integer"}'
+    """
+    with _caller(instance) as caller:
+        return structured.extract(caller, model, question, evidence, schema, deadline=deadline)
 
 
-def _forget(fetched: Path) -> None:
-    """Remove a copy that Salt made; what was read where it lay (file://) is somebody else's."""
-    if fetched.is_relative_to(__opts__["cachedir"]):
-        fetched.unlink(missing_ok=True)
+def truncate(instance: str, model: str, text: str, tokens: int = prompts.BUDGET_TOKENS) -> str:
+    """Return a text cut to a budget of a model's tokens: as the model counts them where it is loaded, else by length.
+
+    instance, model, text, tokens
+        The ``text`` is cut to so many ``tokens`` of the ``model``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server ollama.truncate node1 llama-family 'a very long text' tokens=4
+    """
+    with _caller(instance) as caller:
+        return caller.fit(text, model, tokens)
+
+
+def load_test(
+    instance: str,
+    model: str,
+    prompt: str = "Say hello.",
+    count: int = 5,
+    concurrency: int = 5,
+    duration: float = 60.0,
+    num_predict: int = 32,
+    anywhere: bool = False,
+    out: str = "json",
+) -> dict[str, Any] | str:
+    """Send requests side by side and return what they took: percentiles in seconds, throughput, errors.
+
+    instance, model, prompt, num_predict
+        Whom is asked what, and how many tokens the longest answer has.
+    count, concurrency, duration
+        So many requests by so many clients; none begins after ``duration`` seconds, and all are given up then.
+    anywhere
+        Also to a server that is not one of the platform's hosts.
+    out
+        ``json`` for data, ``table`` for people.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server ollama.load_test llama-family llama-family count=20 concurrency=4 out=table
+    """
+    url = described.resolve(__pillar__, instance)
+    if not anywhere:
+        test_of_load.demand_own(url, {host["address"] for host in __pillar__["platform"]["hosts"].values()})
+    plan = test_of_load.Plan(model, prompt, count, concurrency, duration, num_predict)
+    result = test_of_load.run(lambda: api.Client(url), plan)
+    __context__["retcode"] = result["retcode"]
+    return test_of_load.text(result) if out == "table" else result
+
+
+def metrics() -> str:
+    """Return the metrics of all calls made on this host, in Prometheus' text format.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server ollama.metrics
+    """
+    path = __pillar__["ollama"].get("metrics_file")
+    return Path(path).read_text(encoding="utf-8") if path and Path(path).exists() else ""
 
 
 def _client(instance: str) -> api.Client:
-    return api.Client(described.base_url(__pillar__, instance))
+    return api.Client(described.resolve(__pillar__, instance))
+
+
+@contextlib.contextmanager
+def _caller(instance: str, fallback: str | None = None) -> Iterator[calling.Caller]:
+    """A caller of an instance, whose calls are counted in the host's metrics when it ends."""
+    with _client(instance) as client:
+        caller = calling.Caller(client, fallback=fallback)
+        try:
+            yield caller
+        finally:
+            if path := __pillar__["ollama"].get("metrics_file"):
+                caller.metrics.add_to(Path(path))

@@ -24,8 +24,8 @@ def installed(name: str) -> dict[str, Any]:
     """
     return converge(
         name,
-        plan=lambda: {} if __salt__["ollama.is_installed"]() else {name: {"old": "absent", "new": "installed"}},
-        apply=lambda: __salt__["ollama.install"](),
+        plan=lambda: {} if __salt__["ollama_release.is_installed"]() else {name: {"old": "absent", "new": "installed"}},
+        apply=lambda: __salt__["ollama_release.install"](),
         test=__opts__["test"],
     )
 

@@ -40,8 +40,34 @@ def base_url(settings: Settings, instance: str) -> str:
     return f"http://{address}:{known[instance]['port']}"
 
 
+def resolve(settings: Settings, where: str) -> str:
+    """Return the base URL of what a person calls an instance: its name, a URL, or an alias that it serves.
+
+    Raises ``NotFoundError`` for a name that is neither.
+    """
+    known = settings["ollama"]["instances"]
+    if "://" in where:
+        return where
+    if where in known:
+        return base_url(settings, where)
+    alias, slots = settings.get("aliases", {}).get(where, {}), settings.get("slots", {})
+    numbers = {str(number): slot["instance"] for number, slot in slots.items()}
+    instance = alias.get("instance") or numbers.get(str(alias.get("slot"))) or numbers.get(where.removeprefix("slot-"))
+    if instance is None:
+        raise NotFoundError(
+            f"{where!r} is no instance, no alias and no URL",
+            expected=", ".join([*sorted(known), *sorted(settings.get("aliases", {})), "http://host:port"]),
+        )
+    return base_url(settings, instance)
+
+
 def loaded_limit(settings: Settings, instance: str) -> int:
-    """Return how many models an instance may hold at once without evicting one.
+    """Return how many models an instance may hold at once: what pillar gives, else as many as it needs places."""
+    return int(settings["ollama"].get("max_loaded_models") or places(settings, instance))
+
+
+def places(settings: Settings, instance: str) -> int:
+    """Return how many models an instance must be able to hold at once without evicting one.
 
     Ollama evicts by keep-alive and digest, a locked slot as soon as any other. So there is a place for each slot of the
     instance (an empty one too), each model that an alias keeps resident there, an embedding model and one incoming.

@@ -16,7 +16,8 @@ from aiplatform import instances, numa, ollama
 from aiplatform.settings import read_yaml
 from lab import models
 from tests.conftest import CHECKOUT
-from tests.functional.local_ollama import free_port, make_model, serving, weights
+from tests.functional.local_ollama import make_model, serving, weights
+from tests.functional.local_server import free_port
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +241,7 @@ def test_the_module_speaks_to_an_instance_by_name(pillar):
     assert module.digest("one", "gemma:test") == models.BASE_SHA256
     assert module.load("one", "gemma:test")
     assert module.ps("one")
-    assert module.generate("one", "gemma:test", "Say hello.").strip()
+    assert module.generate("one", "gemma:test", "Say hello.")["text"].strip()
     assert module.unload("one", "gemma:test")
     assert module.ps("one") == []
 

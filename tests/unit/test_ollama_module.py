@@ -11,9 +11,10 @@ import pytest
 from salt.exceptions import MinionError
 
 from _modules import numa as numa_module
-from _modules import ollama as module
+from _modules import ollama
+from _modules import ollama_release as module
 from _states import ollama as state
-from aiplatform import instances, numa, release
+from aiplatform import cgroups, instances, numa, release
 from aiplatform.errors import NotFoundError
 from tests.unit.sysfs_trees import Server, write
 
@@ -100,7 +101,7 @@ def test_a_source_that_does_not_answer_is_named(host, monkeypatch, outcome):
 @pytest.mark.parametrize("there", [True, False])
 def test_installed_predicts_what_it_does(monkeypatch, test, there):
     install = create_autospec(module.install)
-    functions = {"ollama.is_installed": lambda: there, "ollama.install": install}
+    functions = {"ollama_release.is_installed": lambda: there, "ollama_release.install": install}
     monkeypatch.setattr(state, "__salt__", functions, raising=False)
     monkeypatch.setattr(state, "__opts__", {"test": test}, raising=False)
     ret = state.installed("1.0.0")
@@ -133,8 +134,8 @@ def test_an_instance_that_is_gone_is_stopped_and_removed(monkeypatch, tmp_path, 
     write(tmp_path / "ollama-warmup-gone.service", "[Unit]")
     calls = Mock()
     functions = {f"service.{name}": getattr(calls, name) for name in ("stop", "disable", "systemctl_reload")}
-    monkeypatch.setattr(module, "__salt__", functions, raising=False)
-    monkeypatch.setattr(state, "__salt__", {"ollama.retire": module.retire}, raising=False)
+    monkeypatch.setattr(ollama, "__salt__", functions, raising=False)
+    monkeypatch.setattr(state, "__salt__", {"ollama.retire": ollama.retire}, raising=False)
     monkeypatch.setattr(state, "__opts__", {"test": test}, raising=False)
     monkeypatch.setattr(instances, "UNITS", tmp_path)
     ret = state.no_other_instances("instances", ["ollama.service"])
@@ -158,11 +159,12 @@ def two_nodes(tmp_path, monkeypatch):
         "node1": {"port": 11434, "numa_node": 1, "cpus": "physical", "unit": "ollama.service"},
         "node0": {"port": 11435, "numa_node": 0, "cpus": "physical", "unit": "ollama-node0.service"},
     }
-    pillar = {"ollama": {"instances": instances, "memory_reserve_mib": 2048}}
+    pillar = {"ollama": {"instances": instances, "memory_reserve_mib": 2048, "local_share": 0.9}}
     monkeypatch.setattr(numa_module, "__pillar__", pillar, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     real = numa.topology
     monkeypatch.setattr(numa, "topology", lambda allowed: real(root, allowed))
+    monkeypatch.setattr(cgroups, "limits", lambda pid: cgroups.Limits())
     return pillar
 
 
@@ -177,6 +179,19 @@ def test_plan_refuses_slots_that_the_node_cannot_hold(two_nodes):
     assert numa_module.plan(sizes={"node1": 62 * 2**30})
     with pytest.raises(numa.NumaError, match="node 1 cannot hold its slots"):
         numa_module.plan(sizes={"node1": 63 * 2**30})
+
+
+def test_a_control_group_limits_the_plan(two_nodes, monkeypatch):
+    monkeypatch.setattr(cgroups, "limits", lambda pid: cgroups.Limits(cpus=7.5))
+    assert numa_module.topology()["limits"] == {"cpus": 7.5, "memory": None}
+    with pytest.raises(numa.NumaError, match=r"8 threads, and the control group lets 7\.5 CPUs run"):
+        numa_module.plan()
+
+
+def test_models_with_too_little_on_their_own_node_are_remote(two_nodes, monkeypatch):
+    rows = [{"pid": 1, "local_share": 0.89}, {"pid": 2, "local_share": 0.9}, {"pid": 3, "local_share": None}]
+    monkeypatch.setattr(numa_module, "residency", lambda instance: rows)
+    assert [row["pid"] for row in numa_module.remote("node1")] == [1]
 
 
 def test_residency_finds_the_runners_of_an_instance(two_nodes, tmp_path, monkeypatch):
