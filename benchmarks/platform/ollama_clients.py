@@ -1,0 +1,109 @@
+"""This platform's client against the official one: the same requests, in turns, in one run.
+
+    python benchmarks/platform/ollama_clients.py                         # a stub on loopback: the clients' own cost
+    python benchmarks/platform/ollama_clients.py --url URL --model NAME  # a real instance
+
+Prints a table in Markdown; docs/client.md holds one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "_utils"))
+
+import ollama as official
+
+from aiplatform import ollama as ours
+
+ROUNDS = 10
+
+
+class Stub(BaseHTTPRequestHandler):
+    """Streams an answer of 64 tokens as fast as it is read."""
+
+    protocol_version = "HTTP/1.1"
+    wbufsize = 0
+    pieces = tuple(json.dumps({"model": "m", "response": f" word{n}", "done": False}).encode() + b"\n" for n in range(64))
+    last = b'{"model": "m", "response": "", "done": true, "done_reason": "stop", "eval_count": 64}\n'
+
+    def do_POST(self) -> None:
+        """Answer any request alike."""
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(200)
+        self.send_header("Content-Type", "application/x-ndjson")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for piece in (*self.pieces, self.last):
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        self.wfile.write(b"0\r\n\r\n")
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def with_official(url: str, model: str, tokens: int) -> Callable[[], str]:
+    """A request by the official client."""
+    client = official.Client(host=url)
+    options = {"num_predict": tokens, "temperature": 0, "seed": 1}
+    return lambda: "".join(
+        part.response or "" for part in client.generate(model, "Say hello.", stream=True, options=options)
+    )
+
+
+def with_ours(url: str, model: str, tokens: int) -> Callable[[], str]:
+    """The same request by this platform's client."""
+    client = ours.Client(url)
+    options = {"num_predict": tokens, "temperature": 0, "seed": 1}
+    return lambda: "".join(
+        chunk.data.get("response", "") for chunk in client.generate(model, "Say hello.", options=options)
+    )
+
+
+def measure(url: str, model: str, tokens: int, requests: int) -> dict[str, list[float]]:
+    """Requests a second of each client and round; they take turns, and who begins changes."""
+    clients = {"official": with_official(url, model, tokens), "ours": with_ours(url, model, tokens)}
+    assert len({ask() for ask in clients.values()}) == 1, "the two clients read different answers"
+    found: dict[str, list[float]] = {name: [] for name in clients}
+    for number in range(ROUNDS):
+        for name in sorted(clients, reverse=number % 2 == 0):
+            begin = time.perf_counter()
+            for _ in range(requests // ROUNDS):
+                clients[name]()
+            found[name].append(requests / ROUNDS / (time.perf_counter() - begin))
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url")
+    parser.add_argument("--model", default="m")
+    parser.add_argument("--tokens", type=int, default=8)
+    parser.add_argument("--requests", type=int, default=200)
+    args = parser.parse_args()
+    server = None
+    if not args.url:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Stub)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        args.url = f"http://127.0.0.1:{server.server_port}"
+    found = measure(args.url, args.model, args.tokens, args.requests)
+    if server:
+        server.shutdown()
+    ratios = [mine / other for mine, other in zip(found["ours"], found["official"], strict=True)]
+    print("| client | requests/s, median | lowest | highest |\n| --- | ---: | ---: | ---: |")
+    for name, rates in found.items():
+        print(f"| {name} | {statistics.median(rates):.1f} | {min(rates):.1f} | {max(rates):.1f} |")
+    print(f"\nours / official, median of {ROUNDS} rounds of {args.requests // ROUNDS}: {statistics.median(ratios):.3f}")
+
+
+if __name__ == "__main__":
+    main()
