@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from aiplatform import choice, report
+from aiplatform import choice, report, report_files
 from aiplatform.errors import PlatformError
 
 # What a dry run can say before everything is measured.
@@ -17,10 +17,11 @@ LATER = {"selection": "chosen from what is still to be measured"}
 
 @dataclass(frozen=True)
 class Places:
-    """Where the selection and the reports are written."""
+    """Where the selection and the reports are written, and the formulas, which hold the report's template."""
 
     selection: Path
     reports: Path
+    state_tree: Path
 
     @classmethod
     def of(cls, opts: Mapping[str, Any], pillar: Mapping[str, Any]) -> Places:
@@ -29,9 +30,9 @@ class Places:
         opts
             Salt's options, with ``pillar_roots`` and ``file_roots``.
         """
-        checkout = Path(opts["file_roots"]["base"][0]).parent
-        folder = pillar["benchmark"]["report_dir"] or checkout / "benchmarks" / "results"
-        return cls(choice.path(opts["pillar_roots"]["base"]), Path(folder))
+        state_tree = Path(opts["file_roots"]["base"][0])
+        folder = pillar["benchmark"]["report_dir"] or state_tree.parent / "benchmarks" / "results"
+        return cls(choice.path(opts["pillar_roots"]["base"]), Path(folder), state_tree)
 
 
 def settle(
@@ -51,7 +52,7 @@ def settle(
     old = pillar["selection"]
     new = choice.choose(old, hosts, pillar["benchmark"])
     changes = choice.changes(old, new)
-    if not changes and not report.latest(places.reports):
+    if not changes and not report_files.latest(places.reports):
         changes = {"report": {"old": None, "new": "written"}}
     if not changes:
         return {"changes": {}, "comment": "The selection is as measured", "selection": new}
@@ -59,19 +60,20 @@ def settle(
         return {"changes": changes, "comment": "Would be chosen anew", "selection": new}
     if new != old:
         choice.write(places.selection, new)
-    path = write_report(places.reports, new, pillar)
-    return {"changes": changes, "comment": f"Chosen; report {path}", "selection": new}
+    path = write_report(places, new, pillar, before=old)
+    return {"changes": changes, "comment": f"Chosen; report {path.with_suffix('.html')}", "selection": new}
 
 
-def write_report(folder: Path, selection: Mapping[str, Any], pillar: Mapping[str, Any]) -> Path:
-    """Write the report of a selection and return its path."""
+def write_report(
+    places: Places, selection: Mapping[str, Any], pillar: Mapping[str, Any], before: Mapping[str, Any] | None = None
+) -> Path:
+    """Write the report of a selection, with all earlier runs as its history; return the path of its data.
+
+    before
+        The selection that this one takes the place of; where it is left out, no slot counts as changed.
+    """
     if not selection:
         raise PlatformError("There is nothing to report", expected="a selection", hint="salt-run benchmark.run")
-    now = datetime.now(UTC)
-    path = folder / report.file_name(now)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(report.markdown(selection, pillar, now), encoding="utf-8")
-    except OSError as err:
-        raise PlatformError("The report cannot be written", where=str(path), actual=str(err)) from err
-    return path
+    earlier = [report_files.read(path) for path in report_files.runs(places.reports)]
+    made = report.document(selection, pillar, datetime.now(UTC), selection if before is None else before, earlier)
+    return report_files.write(places.reports, made, places.state_tree)

@@ -14,7 +14,7 @@ from _modules import benchmark, model_slots
 from _runners import benchmark as runner
 from _states import benchmark as benchmark_state
 from _states import model_slots as slots_state
-from aiplatform import measure, ollama, settings
+from aiplatform import measure, measure_model, ollama, settings
 from aiplatform.errors import PlatformError
 
 OPERATOR = {"platform": {"hosts": {"one": {"address": "192.0.2.1", "roles": ["ai_server"]}}}}
@@ -40,6 +40,7 @@ def salt(pillar, checkout, tmp_path, monkeypatch):
         "event.send": note("event"),
         "service.available": lambda unit: unit == "ollama-warmup.service",
         "service.restart": note("restart", answer=True),
+        "service.show": lambda unit: {"MainPID": "0"},
         "numa.plan": lambda sizes=None: {"node1": {"num_thread": 2}, "node0": {"num_thread": 2}},
         "model_slots.client": lambda name: types.SimpleNamespace(version=lambda: "0.17.4", name=name),
         "model_slots.threads": lambda: {"node1": 2, "node0": 2},
@@ -48,7 +49,7 @@ def salt(pillar, checkout, tmp_path, monkeypatch):
         "model_slots.unload_all": note("unload_all"),
         "model_slots.warm_up": note("warm_up"),
     }
-    opts = {"test": False, "cachedir": str(tmp_path), "file_client": "remote"}
+    opts = {"test": False, "cachedir": str(tmp_path), "file_client": "remote", "id": "one"}
     grains = {"cpu_model": "Xeon", "num_cpus": 28, "mem_total": 131072}
     for module in (benchmark, model_slots, benchmark_state, slots_state):
         for key, value in (("salt", functions), ("pillar", pillar), ("opts", opts), ("grains", grains)):
@@ -137,9 +138,9 @@ def test_each_step_is_kept_and_told(salt, tmp_path, monkeypatch):
     def run(client, job, record, keep):
         keep({"model": "a:1", "samples": {"latency": {"ttft_ms": 1.0, "tokens_per_second": 7.77}}})
         return {"samples": {}, "tokens_per_second": 1.0, "ttft_ms": 2.0, "coding_quality": 0.0,
-                "general_quality": 0.0, "kind": "general", "instance": "node1"}  # fmt: skip
+                "general_quality": 0.0, "kind": "general", "instance": "node1", "model": "a:1"}  # fmt: skip
 
-    monkeypatch.setattr(measure, "run", run)
+    monkeypatch.setattr(measure_model, "run", run)
     assert benchmark.measure()["a:1"]["kind"] == "general"
     events = [call[2] for call in salt.calls if call[0] == "event"]
     assert [(event["test"], event["tests_done"], event["done"]) for event in events] == [
@@ -197,6 +198,9 @@ class Registry:
         self.error = error
         self.pulls: list[tuple[str, bool]] = []
 
+    def health(self):
+        return True
+
     def pull(self, model, *, insecure):
         self.pulls.append((model, insecure))
         yield {"status": "pulling", "completed": 1, "total": 2}
@@ -211,7 +215,9 @@ def test_a_pull_that_breaks_off_goes_on(salt, monkeypatch, failures, pulls):
     monkeypatch.setattr(model_slots, "client", lambda _: registry)
     assert model_slots.pull("a:1")
     assert registry.pulls == [("a:1", False)] * pulls
-    assert salt.calls[-1][2] == {"model": "a:1", "status": "success", "completed": None, "total": None}
+    assert salt.calls[-2][2] == {"model": "a:1", "status": "success", "completed": None, "total": None}
+    (_, tag, told) = salt.calls[-1]
+    assert (tag, told["name"], told["phase"]) == (model_slots.PHASE, "a:1", "pull")
 
 
 @pytest.mark.parametrize(("error", "pulls"), [(ollama.OllamaError, 3), (ollama.ModelNotFound, 1)])
@@ -241,7 +247,7 @@ def test_all_is_missing_where_nothing_answers(salt, monkeypatch):
     def down(*_):
         raise ollama.InstanceDown("nothing answers")
 
-    monkeypatch.setattr(model_slots, "client", lambda _: types.SimpleNamespace(tags=down))
+    monkeypatch.setattr(model_slots, "client", lambda _: types.SimpleNamespace(tags=down, health=lambda: False))
     assert model_slots.missing(["a:1"]) == ["a:1"]
 
 
@@ -278,23 +284,6 @@ def test_a_refused_table_is_told_by_the_state_not_by_the_compiler(salt, pillar):
     for state in (slots_state.pulled("all"), slots_state.served("node1")):
         assert state["result"] is False
         assert "The slot table is refused" in state["comment"]
-
-
-def test_a_table_is_refused_that_its_nodes_cannot_hold(salt, pillar, monkeypatch):
-    def plan(sizes=None):
-        if sizes and sizes["node1"] > 10:
-            raise PlatformError(f"node 1 cannot hold its slots: {sizes}")
-        return {"node1": {"num_thread": 2}, "node0": {"num_thread": 2}}
-
-    pillar["selection"] = {"slot1_general": "a:1", "slot2_general": "b:1", "slot3_coding": "not-pulled:1"}
-    store = types.SimpleNamespace(tags={"a:1": {"size": 7}, "b:1": {"size": 5}}, weights=lambda name: name)
-    serving = types.SimpleNamespace(differences=dict)
-    monkeypatch.setattr(model_slots, "_store", lambda: store)
-    monkeypatch.setattr(model_slots, "_serving", lambda _: serving)
-    salt.functions |= {"numa.plan": plan, "model_slots.differences": model_slots.differences}
-    assert "{'node1': 12, 'node0': 0}" in slots_state.served("node0")["comment"]
-    store.tags["b:1"]["size"] = 3
-    assert slots_state.served("node0")["result"] is True
 
 
 def test_warmup_may_take_as_long_as_its_loads(salt):
@@ -343,12 +332,13 @@ def test_choosing_writes_selection_and_report_once(master):
     assert first["changes"]["slot1_general"] == {"old": None, "new": "a:1"}
     written = master.file.read_text()
     assert json.loads(written)["slot1_general"] == "a:1"
-    (report,) = master.reports.iterdir()
-    assert "a:1" in report.read_text()
+    reports = sorted(master.reports.iterdir())
+    assert [path.suffix for path in reports] == [".html", ".json", ".md"]
+    assert all("a:1" in path.read_text() for path in reports)
     again = runner.choose()
     assert again["changes"] == {}
     assert master.file.read_text() == written
-    assert list(master.reports.iterdir()) == [report]
+    assert sorted(master.reports.iterdir()) == reports
 
 
 def test_a_dry_choice_writes_nothing_and_predicts_the_same(master):
@@ -378,7 +368,7 @@ def test_a_kept_selection_without_a_report_gets_one(master):
     for report in master.reports.iterdir():
         report.unlink()
     assert runner.choose()["changes"].keys() == {"report"}
-    assert len(list(master.reports.iterdir())) == 1
+    assert len(list(master.reports.iterdir())) == 3
 
 
 def test_a_host_without_figures_is_named(master):
