@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aiplatform import settings as platform_settings
-from aiplatform import vault, vault_bootstrap, vault_master, vault_policy, vault_tls
+from aiplatform import vault, vault_bootstrap, vault_master, vault_pki, vault_policy, vault_tls
 from aiplatform.errors import PlatformError
 from aiplatform.states import converge
 from aiplatform.vault_keys import KEYS, MARKER, KeyStore
@@ -216,7 +216,7 @@ def _bootstrap(test: bool) -> vault_bootstrap.Bootstrap:
         store=KeyStore(pillar["vault"]["key_store"]),
         login=(__opts__.get("vault") or {}).get("auth") or {},
         settings=pillar["vault"],
-        wanted=vault_policy.wanted(pillar["platform"], pillar["vault"]),
+        wanted=vault_policy.wanted(pillar["platform"], pillar["vault"], vault_pki.authority(pillar)),
         host=Minion(minion),
         test=test,
     )

@@ -11,3 +11,6 @@ base:
   'roles:coredns_host':
     - match: pillar
     - docker
+  'roles:nginx_proxy':
+    - match: pillar
+    - nginx

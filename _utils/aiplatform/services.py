@@ -116,10 +116,10 @@ def _strange_hosts(settings: Settings) -> Iterator[Problem]:
 
 
 def _overlapping_ports(settings: Settings) -> Iterator[Problem]:
-    taken: dict[tuple[str, int], str] = {}
+    taken: dict[tuple[str, int, bool], str] = {}
     reported: set[tuple[str, str]] = set()
     for end in endpoints(settings) if not list(_missing_ports(settings)) else []:
-        other = taken.setdefault((end.host, end.port), end.service)
+        other = taken.setdefault((end.host, end.port, end.scheme == "udp"), end.service)
         if other != end.service and (other, end.service) not in reported:
             reported.add((other, end.service))
             wanted = f"a port of its own: {other} on {end.host} has this one"

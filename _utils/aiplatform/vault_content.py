@@ -11,6 +11,7 @@ from typing import Any
 import hvac
 from hvac.exceptions import InvalidPath, InvalidRequest
 
+from aiplatform import vault_pki
 from aiplatform.errors import PlatformError
 from aiplatform.states import Changes, diff
 from aiplatform.vault import reported
@@ -42,6 +43,8 @@ def settings(client: hvac.Client, wanted: Wanted, test: bool) -> Changes:
         changes |= _policies(client, wanted, test)
         changes |= _approles(client, wanted, test)
         changes |= _minion_roles(client, wanted, test)
+        if wanted.authority:
+            changes |= vault_pki.converge(client, wanted.authority, test)
         return changes
 
 

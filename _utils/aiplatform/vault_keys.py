@@ -130,14 +130,19 @@ class KeyStore:
         )
 
 
-def write_durably(target: Path, content: bytes, mode: int) -> None:
-    """Replace ``target`` by ``content`` with file mode ``mode``; a crash leaves the old or the new file."""
+def write_durably(target: Path, content: bytes, mode: int, group: int = -1) -> None:
+    """Replace ``target`` by ``content`` with file mode ``mode``; a crash leaves the old or the new file.
+
+    group
+        The id of the file's group; -1 for this process's own.
+    """
     draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
             stream.flush()
+            os.fchown(stream.fileno(), -1, group)
             os.fchmod(stream.fileno(), mode)
             os.fsync(stream.fileno())
         draft.replace(target)

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from aiplatform import vault_pki
 from aiplatform.errors import PlatformError
+from aiplatform.vault_pki import Authority
 
 MASTER_MOUNT = "approle"
 MASTER_ROLE = "salt-master"
@@ -38,15 +40,18 @@ class Wanted:
     minions: frozenset[str]
     # KV path below the mount -> key -> name of its generator
     secrets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    authority: Authority | None = None
 
 
-def wanted(platform: Mapping[str, Any], vault: Mapping[str, Any]) -> Wanted:
+def wanted(platform: Mapping[str, Any], vault: Mapping[str, Any], authority: Authority | None = None) -> Wanted:
     """Return what Vault should hold.
 
     platform
         Pillar ``platform``: slug, data_root and hosts.
     vault
         Pillar ``vault``.
+    authority
+        The authority for the public names; None where the operator brings certificates of their own.
     """
     return Wanted(
         mount=vault["mount"],
@@ -54,10 +59,11 @@ def wanted(platform: Mapping[str, Any], vault: Mapping[str, Any]) -> Wanted:
             "log": f"{vault['log_dir']}/audit.log",
             "data": f"{platform['data_root']}/vault/audit/audit.log",
         },
-        policies=policies(platform, vault),
+        policies=policies(platform, vault, authority),
         approles=approles(vault),
         minions=frozenset(platform["hosts"]),
         secrets={f"{platform['slug']}/{path}": dict(row["keys"]) for path, row in vault["secrets"].items()},
+        authority=authority,
     )
 
 
@@ -92,18 +98,22 @@ def certificate_names(platform: Mapping[str, Any], minion: str) -> list[str]:
     return [f"vault.{platform['domain']}", minion, str(platform["hosts"][minion]["address"]), "127.0.0.1"]
 
 
-def policies(platform: Mapping[str, Any], vault: Mapping[str, Any]) -> dict[str, str]:
+def policies(
+    platform: Mapping[str, Any], vault: Mapping[str, Any], authority: Authority | None = None
+) -> dict[str, str]:
     """Return name and text of every policy that the platform owns."""
     mount, slug = vault["mount"], platform["slug"]
     texts = {
         ADMIN_POLICY: _rule(f"{mount}/*", "create", "read", "update", "delete", "list"),
         AUTOMATION_POLICY: automation(mount, slug),
-        MASTER_ROLE: master(vault["approle_name"]),
+        MASTER_ROLE: master(vault["approle_name"], authority),
         vault["approle_name"]: _readable(mount, slug, vault["secrets"], {SERVICES_READER}),
     }
     for minion, host in platform["hosts"].items():
         name = f"{POLICY_PREFIX}/{minion}".lower()  # Vault keeps names of policies in lower case
         texts[name] = _readable(mount, slug, vault["secrets"], set(host["roles"]))
+        if authority and vault_pki.PROXY in host["roles"]:
+            texts[name] += "\n" + _rules(vault_pki.rules(master=False))
     return texts
 
 
@@ -119,7 +129,7 @@ def automation(mount: str, slug: str) -> str:
     )
 
 
-def master(services_role: str) -> str:
+def master(services_role: str, authority: Authority | None = None) -> str:
     """Return the policy with which the master issues the minions' logins and compares Vault with pillar.
 
     It can give a minion no policy but the minions' own, and reads no secret.
@@ -160,6 +170,7 @@ def master(services_role: str) -> str:
             _rule(f"{own}/{MASTER_ROLE}", "read"),
             _rule(f"{own}/{MASTER_ROLE}/role-id", "read"),
             _rule(f"{own}/{services_role}", "read"),
+            *([_rules(vault_pki.rules(master=True))] if authority else []),
         ]
     )
 
@@ -204,6 +215,10 @@ def _readable(mount: str, slug: str, rows: Mapping[str, Any], readers: set[str])
         if readers & set(row["readers"])
     ]
     return "\n".join(rules) or "# This login reads no secret.\n"
+
+
+def _rules(rows: Mapping[str, Iterable[str]]) -> str:
+    return "\n".join(_rule(path, *capabilities) for path, capabilities in rows.items())
 
 
 def _rule(path: str, *capabilities: str) -> str:

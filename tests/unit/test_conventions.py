@@ -29,6 +29,8 @@ LINKS = {
 # Shell commands in states and modules: {file: why it cannot be a state}. A command costs a hundred times what a
 # state costs, and runs each time.
 SHELL: dict[str, str] = {
+    "_modules/nginx.py": "nginx alone tests its configuration; Salt has no module for it",
+    "_modules/platform_ca.py": "the distribution's own program makes the bundle of trusted authorities",
     "_modules/platform_firewall.py": "nft alone reads and loads the kernel's rules; Salt has no module for it",
 }
 # Where waiting is written down, once.

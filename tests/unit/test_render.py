@@ -51,6 +51,10 @@ PACKAGES: dict[str, set[str]] = {
     "numactl": {"numactl"},
     "logrotate": {"logrotate"},
     "zstd": {"zstd"},
+    "ca-certificates": {"ca-certificates"},
+    "nginx": {"nginx"},
+    "libnginx-mod-http-lua": {"nginx-mod-lua"},
+    "lua-cjson": {"lua-cjson"},
     # The RHEL family has no engine of its own: Docker's repository.
     "docker.io": {"docker-ce", "docker-ce-cli", "containerd.io", "docker-compose-plugin"},
 }
@@ -109,6 +113,7 @@ def compile_state(options, pillars, server):
 
     def replace_host(functions):
         """What a state asks about its host while it is rendered: a server with two nodes, and no Vault."""
+        functions["vault.get_server_config"] = lambda: {"verify": "PEM"}
         functions["vault.read_secret"] = lambda path, key=None, **kwargs: f"secret of {path}"
         functions["numa.plan"] = lambda: {
             name: asdict(binding)

@@ -1,0 +1,74 @@
+"""Debian's NGINX with its Lua, unpacked beside the other servers that tests start; nothing of it is installed here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from lab import machine
+from lab.process import run
+from lab.settings import LabError, cache, folder
+from lab.steps import Step
+
+NGINX = (
+    "nginx",
+    "nginx-common",
+    "libnginx-mod-http-lua",
+    "libnginx-mod-http-ndk",
+    "lua-cjson",
+    "luajit",
+    "libluajit-5.1-2",
+    "libluajit-5.1-common",
+    "lua-resty-core",
+    "lua-resty-lrucache",
+    "libpcre3",
+)
+
+
+def nginx_root() -> Path:
+    """The folder that the packages are unpacked in: ``AI_PLATFORM_NGINX``, or one in the cache."""
+    named = os.environ.get("AI_PLATFORM_NGINX")
+    return Path(named) if named else cache() / "unpacked" / "nginx"
+
+
+def step() -> Step:
+    """The step that unpacks them."""
+    return Step("nginx for tests", do=unpack, fresh=fresh)
+
+
+def fresh() -> str | None:
+    """Why they need not be unpacked again."""
+    return "Debian's packages, unpacked" if (nginx_root() / "usr/sbin/nginx").exists() else None
+
+
+def unpack() -> str:
+    """Download the packages and unpack them."""
+    if not shutil.which("apt-get"):
+        raise LabError("The tests of the proxy need Debian's NGINX, and this machine has no apt-get")
+    work = folder("work", "nginx")
+    tree = work / "tree"
+    shutil.rmtree(work)
+    tree.mkdir(parents=True)
+    if machine.is_root():
+        run(["apt-get", "-qq", "update"], log="apt")
+    run(["apt-get", "-qq", "download", *NGINX], cwd=work, log="apt")
+    for package in sorted(work.glob("*.deb")):
+        run(["dpkg-deb", "-x", package, tree])
+    shutil.rmtree(nginx_root(), ignore_errors=True)
+    nginx_root().parent.mkdir(parents=True, exist_ok=True)
+    tree.rename(nginx_root())
+    shutil.rmtree(work)
+    return "Debian's packages"
+
+
+def environment(root: Path) -> dict[str, str]:
+    """What programs of that folder need to find their libraries and modules."""
+    libraries = [*root.glob("usr/lib/*-linux-gnu*"), *root.glob("lib/*-linux-gnu*")]
+    native = ";".join(str(path / "lua/5.1/?.so") for path in libraries)
+    return {
+        "PATH": os.environ.get("PATH", ""),
+        "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
+        "LUA_PATH": f"{root}/usr/share/lua/5.1/?.lua;;",
+        "LUA_CPATH": f"{native};;",
+    }

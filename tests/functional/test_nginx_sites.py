@@ -1,0 +1,144 @@
+"""The proxy's configuration in a real NGINX: names, TLS, headers, and that a bad one changes nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import ssl
+import urllib.request
+
+import pytest
+
+from aiplatform import vault_tls
+from aiplatform.wait import until
+from tests.functional.local_nginx import DOMAIN, LocalNginx, Stub, parsed
+
+
+@pytest.fixture(scope="module")
+def stub():
+    server = Stub([])
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def proxy(stub, tmp_path):
+    server = LocalNginx(tmp_path, {"node1": stub.port, "node0": stub.port, "vault": stub.port})
+    server.prepare()
+    server.start()
+    yield server
+    server.stop()
+
+
+def loaded(proxy) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{proxy.status}/loaded", timeout=5) as reply:
+        return reply.read().decode().strip()
+
+
+def reload(proxy) -> None:
+    os.kill(int((proxy.folder / "nginx.pid").read_text()), signal.SIGHUP)
+
+
+def plain(proxy, host: str) -> bytes:
+    with socket.create_connection(("127.0.0.1", proxy.http), 5) as connection:
+        connection.sendall(f"GET /a?b=c HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        return connection.recv(65536)
+
+
+def context(proxy, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+    made = ssl.create_default_context(cafile=str(proxy.folder / "authority.pem"))
+    if version:
+        made.minimum_version = made.maximum_version = version
+        made.set_ciphers("DEFAULT@SECLEVEL=0")
+    return made
+
+
+def handshake(proxy, made: ssl.SSLContext, name: str) -> ssl.SSLSocket:
+    connection = socket.create_connection(("127.0.0.1", proxy.https), 5)
+    with made.wrap_socket(connection, server_hostname=name) as wrapped:
+        return wrapped.version(), wrapped.selected_alpn_protocol(), wrapped.getpeercert(binary_form=True)
+
+
+def test_a_name_that_is_not_in_the_table_gets_nothing(proxy, stub):
+    with pytest.raises(ssl.SSLError):
+        handshake(proxy, context(proxy), f"other.{DOMAIN}")
+    assert plain(proxy, f"other.{DOMAIN}") == b""
+    assert proxy.ask("GET", "/", host="vault", Host="other.example")[0] in (400, 421, 444) or not stub.seen
+
+
+def test_plain_http_is_sent_on_to_tls(proxy):
+    status, headers, _ = parsed(plain(proxy, f"vault.{DOMAIN}"))
+    assert (status, headers["location"]) == (301, f"https://vault.{DOMAIN}/a?b=c")
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+def test_old_versions_of_tls_are_refused_and_http2_is_spoken(proxy):
+    for version in (ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1):
+        with pytest.raises(ssl.SSLError):
+            handshake(proxy, context(proxy, version), f"vault.{DOMAIN}")
+    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        made = context(proxy, version)
+        made.set_alpn_protocols(["h2", "http/1.1"])
+        assert handshake(proxy, made, f"vault.{DOMAIN}")[1] == "h2"
+
+
+def test_a_service_learns_who_asked_for_what(proxy, stub):
+    status, headers, _ = proxy.ask("GET", "/v1/sys/health?a=b", host="vault", X_Forwarded_For="192.0.2.66")
+    assert status == 200
+    assert "max-age=" in headers["strict-transport-security"]
+    seen = stub.last()
+    assert seen["path"] == "/v1/sys/health?a=b"
+    wanted = {
+        "Host": f"vault.{DOMAIN}",
+        "X-Real-IP": "127.0.0.1",
+        "X-Forwarded-For": "127.0.0.1",
+        "X-Forwarded-Proto": "https",
+        "X-Forwarded-Host": f"vault.{DOMAIN}",
+        "X-Forwarded-Port": "443",
+    }
+    assert wanted.items() <= seen["headers"].items()
+
+
+def test_a_websocket_is_let_through(proxy, stub):
+    proxy.ask("GET", "/ws/socket.io/", host="vault", Connection="Upgrade, close", Upgrade="websocket")
+    assert {"Upgrade": "websocket", "Connection": "upgrade"}.items() <= stub.last()["headers"].items()
+    proxy.ask("GET", "/", host="vault")
+    assert "Upgrade" not in stub.last()["headers"]
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("nginx.conf", "http { bad_directive on; }"),
+        ("lua/edge.lua", "this is no Lua"),
+        ("proxy.crt", "no certificate"),
+    ],
+)
+def test_a_bad_configuration_leaves_the_running_one_untouched(proxy, file, damage):
+    before, serial = loaded(proxy), handshake(proxy, context(proxy), f"vault.{DOMAIN}")[2]
+    if file.startswith("lua/"):
+        proxy.own_lua()
+    (proxy.folder / file).write_text(damage)
+    # NGINX loads Lua when it is to use it, not when it tests.
+    assert bool(proxy.run("-t").returncode) is not file.startswith("lua/")
+    reload(proxy)
+    until(lambda: "[emerg]" in logs(proxy) or "[error]" in logs(proxy), 5, 0.1, "NGINX to refuse it")
+    assert loaded(proxy) == before
+    assert proxy.ask("GET", "/", host="vault")[0] == 200
+    assert handshake(proxy, context(proxy), f"vault.{DOMAIN}")[2] == serial
+
+
+def logs(proxy) -> str:
+    return "".join(path.read_text() for path in proxy.folder.glob("*.log"))
+
+
+def test_a_new_certificate_is_served_after_a_reload_and_what_is_loaded_is_told(proxy):
+    before, old = loaded(proxy), handshake(proxy, context(proxy), f"vault.{DOMAIN}")[2]
+    proxy.certify()
+    assert loaded(proxy) == before
+    reload(proxy)
+    until(lambda: loaded(proxy) != before, 5, 0.1, "the new certificate to be loaded")
+    assert handshake(proxy, context(proxy), f"vault.{DOMAIN}")[2] != old
+    assert vault_tls.days_left((proxy.folder / "proxy.crt").read_text()) > 4
