@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,20 +14,12 @@ from aiplatform.ollama import Client
 from aiplatform.wait import until
 from lab import models
 from lab.artifacts import OLLAMA
+from tests.functional.local_server import free_port, launch, program
 
 START_SECONDS = 60
 TEMPLATE = "<start_of_turn>user\n{{ .Prompt }}<end_of_turn>\n<start_of_turn>model\n"
 # One thread, and short: the machine may be busy with other tests.
 PARAMETERS = {"num_ctx": 512, "num_thread": 1, "num_predict": 24, "temperature": 0, "seed": 1}
-
-
-def binary() -> Path:
-    """The Ollama that the tests run; skips where there is none."""
-    named = os.environ.get("AI_PLATFORM_OLLAMA")
-    path = Path(named) if named else OLLAMA.unpacked / "bin/ollama"
-    if not os.access(path, os.X_OK):
-        pytest.skip(f"no Ollama at {path}: run `python -m lab artifacts`, or name one in AI_PLATFORM_OLLAMA")
-    return path
 
 
 def weights() -> Path:
@@ -38,13 +28,6 @@ def weights() -> Path:
     if not path.exists():
         pytest.skip(f"no weights at {path}: run `python -m lab artifacts`")
     return path
-
-
-def free_port() -> int:
-    """A port of loopback that nothing listens on."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        return int(unused.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -59,11 +42,10 @@ def serving(folder: Path, **environment: str) -> Iterator[Client]:
         "OLLAMA_NOPRUNE": "1",
         "OLLAMA_NO_CLOUD": "1",
     }
-    program = [str(binary()), "serve"]
-    with (folder / "ollama.log").open("ab") as log:
-        # A group of its own, so that its runners end with it.
-        process = subprocess.Popen(program, env=settings | environment, stdout=log, stderr=log, start_new_session=True)
+    ollama = program("Ollama", "AI_PLATFORM_OLLAMA", OLLAMA.unpacked / "bin/ollama")
+    process = launch([ollama, "serve"], folder / "ollama.log", settings | environment)
     client = Client(f"http://127.0.0.1:{port}")
+    client.process = process.pid
     try:
         until(client.health, START_SECONDS, what=f"Ollama, see {folder}/ollama.log")
         yield client

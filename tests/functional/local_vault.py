@@ -9,8 +9,6 @@ import socket
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from aiplatform import vault, vault_host, vault_policy
 from aiplatform.settings import read_yaml
 from aiplatform.vault_bootstrap import Bootstrap
@@ -18,6 +16,7 @@ from aiplatform.vault_keys import KeyStore
 from aiplatform.wait import until
 from lab.artifacts import VAULT
 from tests.conftest import CHECKOUT
+from tests.functional.local_server import launch, program
 
 MINION = "ai_server"
 # Loopback, but not the address that the second listener has.
@@ -27,11 +26,7 @@ LOGIN = {"role_id": "salt-master", "secret_id": "5" * 64}
 
 def binary() -> Path:
     """The Vault that the tests run; skips where there is none."""
-    named = os.environ.get("AI_PLATFORM_VAULT")
-    path = Path(named) if named else VAULT.unpacked / "vault"
-    if not os.access(path, os.X_OK):
-        pytest.skip(f"no Vault at {path}: run `python -m lab artifacts`, or name one in AI_PLATFORM_VAULT")
-    return path
+    return program("Vault", "AI_PLATFORM_VAULT", VAULT.unpacked / "vault")
 
 
 def two_free_ports() -> int:
@@ -85,13 +80,8 @@ class LocalVault:
         (self.folder / "vault.json").write_text(json.dumps(vault_host.configuration(self.platform, self.port, MINION)))
 
     def start(self) -> None:
-        with (self.folder / "vault.log").open("a") as log:
-            process = subprocess.Popen(
-                [self.program, "server", f"-config={self.folder / 'vault.json'}"],
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        argv = [self.program, "server", f"-config={self.folder / 'vault.json'}"]
+        process = launch(argv, self.folder / "vault.log")
         self.started.append(process)
         self.pid_file.write_text(str(process.pid))
         until(self._listens, 30, 0.1, f"Vault on {self.url}; its log: {self.folder / 'vault.log'}")
