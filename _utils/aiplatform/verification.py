@@ -5,22 +5,35 @@ A service's checks stand beside its logic, in ``verify_<service>.py``; here is t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 from aiplatform import reach, verify_ollama, verify_vault
 from aiplatform.checks import Check, Finding, Host, Suite
+from aiplatform.services import Endpoint
 
 
 def reached(host: Host) -> dict[str, Check]:
-    """Return a check for each service on another host: open to this one, or closed, as the table says."""
-    return {name: partial(_reached, host, name) for name in reach.from_host(host.pillar, host.id)}
+    """Return a check for each service on another host: open to this one, or closed, as the table says.
+
+    A closed port is silent until its timeout. So all are tried in the background from now on, and judged last.
+    """
+    ends = reach.from_host(host.pillar, host.id)
+    seconds = host.pillar["verify"]["connect_timeout"]
+    tried = host.once("verify.reached", lambda: _background(partial(reach.connect_all, list(ends.values()), seconds)))
+    return {name: partial(_reached, host, end, tried) for name, end in ends.items()}
 
 
-def _reached(host: Host, name: str) -> Finding:
-    ends, seconds = reach.from_host(host.pillar, host.id), host.pillar["verify"]["connect_timeout"]
-    # All are tried at once, by the first check: a port that is silent costs its timeout.
-    tried = host.once("verify.reached", lambda: reach.connect_all(ends.values(), seconds))
-    return reach.judged(host.pillar, ends[name], host.id, tried[ends[name].url])
+def _background(work: Callable[[], dict[str, str]]) -> Future[dict[str, str]]:
+    pool = ThreadPoolExecutor(max_workers=1)
+    started = pool.submit(work)
+    pool.shutdown(wait=False)
+    return started
 
 
-SUITE = Suite(reached, verify_vault.checks, verify_ollama.checks)
+def _reached(host: Host, end: Endpoint, tried: Future[dict[str, str]]) -> Finding:
+    return reach.judged(host.pillar, end, host.id, tried.result()[end.url])
+
+
+SUITE = Suite(verify_vault.checks, verify_ollama.checks, reached)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 from salt.exceptions import CommandExecutionError
 
 from _modules import model_slots, verify
 from _states import verify as state
-from aiplatform import asking, health, vault_tls
+from aiplatform import asking, health, reach, vault_tls
 from aiplatform.services import Endpoint
 
 SECRETS = {
@@ -246,6 +247,25 @@ def test_an_alias_that_gives_nothing_is_a_fault(answers, server):
     server.clear()
     server.expect_request("/api/generate").respond_with_json({"error": "gone"}, status=404)
     assert "gone" in failed()["answer of family on node1"]
+
+
+def test_silent_ports_hold_up_no_other_check(answers, pillar, monkeypatch):
+    """Where nothing answers is known after a timeout only; the other checks are made meanwhile."""
+    asked = threading.Event()
+    pillar["platform"]["hosts"]["other"] = {"address": "192.0.2.2", "roles": ["coredns_host"]}
+    pillar["services"]["dns"] = {"role": "coredns_host", "port": 53, "scheme": "tcp", "health": None, "reach": []}
+
+    def connect_all(ends, timeout):
+        assert asked.wait(20), "the others wait for the ports"
+        return {end.url: reach.REFUSED for end in ends}
+
+    monkeypatch.setattr(reach, "connect_all", connect_all)
+    monkeypatch.setitem(verify.__salt__, "vault.query", lambda *_: asked.set() or answers["seal"])
+    rows = verify.run(["vault_health", "reach"])
+    assert [(row["check"], row["ok"]) for row in rows] == [
+        ("Vault's health", True),
+        ("dns on other from here (192.0.2.2:53)", True),
+    ]
 
 
 @pytest.mark.parametrize(("test", "result"), [(False, False), (True, None)])
