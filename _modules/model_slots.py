@@ -9,14 +9,18 @@ from typing import Any
 
 from salt.exceptions import CommandExecutionError
 
-from aiplatform import instances, manifests, ollama, slots
+from aiplatform import instances, manifests, ollama, registry, slot_rules, slot_status, slots, tending
+from aiplatform.blobs import Blobs
 from aiplatform.errors import PlatformError
 from aiplatform.serving import Serving
+from aiplatform.slot_rules import Model, Node
 from aiplatform.store import Store
 
 log = logging.getLogger(__name__)
 
 PROGRESS = "ai_platform/models/progress"
+PHASE = "ai_platform/models/phase"
+MIB = 2**20
 PROGRESS_SECONDS = 2.0
 PULL_ATTEMPTS = 3
 
@@ -54,11 +58,14 @@ def table() -> list[dict[str, Any]]:
 
         salt ai_server model_slots.table
     """
-    return [_row(resident) for resident in _table().residents]
+    return [slot_status.row(resident) for resident in _table().residents]
 
 
 def status() -> list[dict[str, Any]]:
-    """Return the table with what is the case: ``loaded``, ``digest`` of the weights, ``context`` and ``size`` (bytes).
+    """Return the table with what is the case.
+
+    Each row has ``loaded``, ``digest`` of the weights, ``context``, ``size`` (bytes), ``node``, ``local_share`` (0 to
+    1) of the memory that is on it, ``pid``, ``since`` and ``tokens_per_second``.
 
     CLI Example:
 
@@ -66,15 +73,23 @@ def status() -> list[dict[str, Any]]:
 
         salt ai_server model_slots.status
     """
-    store, table = _store(), _current_table()
-    rows = []
-    for resident in table.residents:
+    pillar = _current_pillar()
+    table = slot_rules.compiled(pillar, threads())
+    return [_status_of(resident, table, pillar) for resident in table.residents]
+
+
+def _status_of(resident: slots.Resident, table: slots.Table, pillar: dict[str, Any]) -> dict[str, Any]:
+    """Return one row of the status; of an instance that does not answer, that it has nothing loaded."""
+    store = _store(resident.instance)
+    try:
         digest = store.weights(resident.model)
         moved = store.weights(resident.name) != digest
-        runner = {} if moved else _serving(resident.instance, store, table).runner(resident) or {}
-        facts = {"context": runner.get("context_length"), "size": runner.get("size")}
-        rows.append({**_row(resident), "digest": digest, "loaded": bool(runner), **facts})
-    return rows
+        runner = None if moved else _serving(resident.instance, store, table).runner(resident)
+    except (ollama.InstanceDown, ollama.Timeout):
+        digest, runner = None, None
+    unit = pillar["ollama"]["instances"][resident.instance]["unit"]
+    pids = slot_status.pids(int(__salt__["service.show"](unit).get("MainPID", 0))) if runner else {}
+    return slot_status.row(resident) | slot_status.facts(resident, digest, runner, pids, pillar)
 
 
 def foreign(instance: str) -> list[str]:
@@ -88,7 +103,7 @@ def foreign(instance: str) -> list[str]:
 
         salt ai_server model_slots.foreign node1
     """
-    return _serving(instance, table=_current_table()).foreign()
+    return _serving(instance, table=slot_rules.compiled(_current_pillar(), threads())).foreign()
 
 
 # -- the store ----------------------------------------------------------------------------------------------------
@@ -139,9 +154,12 @@ def pull(model: str) -> bool:
     """
     if ":" not in model.rpartition("/")[2]:
         raise PlatformError("A name without a tag", expected=f"a name such as {model}:latest", actual=model)
-    insecure = model.split("/", 1)[0] in __pillar__["models"]["insecure_registries"]
+    insecure = registry.is_plain(model, __pillar__["models"]["insecure_registries"])
     source = f"http://{model}" if insecure else model
-    api = client(min(__pillar__["ollama"]["instances"]))
+    began, api, blobs = time.monotonic(), client(_answering()), _blobs()
+    for digest in blobs.damaged(model):
+        # Ollama takes a blob that is there for right, and would not fetch it.
+        blobs.discard(digest)
     for attempt in range(1, PULL_ATTEMPTS + 1):
         try:
             _follow(model, api.pull(source, insecure=insecure))
@@ -152,6 +170,8 @@ def pull(model: str) -> bool:
                 raise
             log.warning("Pull of %s broke off (attempt %d of %d): %s", model, attempt, PULL_ATTEMPTS, err)
         else:
+            blobs.trust(model)
+            _tell(model, "pull", time.monotonic() - began)
             return True
     return False
 
@@ -163,8 +183,62 @@ def _follow(model: str, events: Any) -> None:
             told = time.monotonic()
             data = {"model": model, **{key: event.get(key) for key in ("status", "completed", "total")}}
             log.info("Pull: %s", data)
-            if __opts__.get("file_client") != "local":
-                __salt__["event.send"](PROGRESS, data)
+            _send(PROGRESS, data)
+
+
+def damaged(models: list[str]) -> dict[str, str]:
+    """Return which of these models have a file in the store that is not what its digest says, and what is wrong.
+
+    Each file is read once, and again when its size, time or inode have changed.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt -t 3600 ai_server model_slots.damaged '[llama3.1:8b]'
+    """
+    blobs = _blobs()
+    return {model: "; ".join(wrong.values()) for model in models if (wrong := blobs.damaged(model))}
+
+
+def refuse(instance: str = "") -> bool:
+    """Refuse a slot table that cannot be, before anything is pulled or loaded.
+
+    What is not in the store yet is asked of its registry. Raises ``PlatformError`` with each mistake, its key and line.
+
+    instance
+        Look at what this one has loaded, too: what is replaced stays until the new model answers.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server model_slots.refuse
+    """
+    table, store = _table(), _store()
+    models = {ollama.normalise(one.model): _facts(one.model, store) for one in table.residents}
+    outgoing = {instance: _serving(instance, store, table).outgoing()} if instance else {}
+    slot_rules.refuse(slot_rules.misfits(__pillar__, table, models, _nodes(), outgoing), __pillar__["origins"])
+    return True
+
+
+def _facts(model: str, store: Store) -> Model:
+    """Return what is known of a model: by the store, else by its registry."""
+    if not store.missing([model]):
+        return store.facts(model)
+    remote = registry.ask(model, __pillar__["models"]["insecure_registries"])
+    return Model(weights=remote.weights, size=remote.size)
+
+
+def _nodes() -> list[Node]:
+    """Return the memory that the models on each node may use together."""
+    reserve, bindings = __pillar__["ollama"]["memory_reserve_mib"] * MIB, __salt__["numa.plan"]()
+    places: dict[Any, list[str]] = {}
+    for name, binding in bindings.items():
+        places.setdefault(binding["node"], []).append(name)
+    rooms = {node: max(0, bindings[names[0]]["memory"] - reserve) for node, names in places.items()}
+    called = {node: "this host" if node is None else f"NUMA node {node}" for node in places}
+    return [Node(called[node], rooms[node], tuple(names)) for node, names in places.items()]
 
 
 # -- an instance's residents --------------------------------------------------------------------------------------
@@ -181,15 +255,14 @@ def differences(instance: str) -> dict[str, Any]:
     """
     serving = _serving(instance)
     try:
-        _refuse_shared_weights()
-        _refuse_crowded_nodes()
+        refuse(instance)
         return serving.differences()
     except ollama.InstanceDown:
         return serving.everything()
 
 
-def converge(instance: str) -> bool:
-    """Make the instance's names and loaded models those of the table.
+def converge(instance: str) -> list[dict[str, Any]]:
+    """Make the instance's names and loaded models those of the table; returns the phases, each with its seconds.
 
     CLI Example:
 
@@ -197,8 +270,9 @@ def converge(instance: str) -> bool:
 
         salt ai_server model_slots.converge node1
     """
-    _serving(instance).converge()
-    return True
+    phases: list[dict[str, Any]] = []
+    _serving(instance, tell=lambda *told: phases.append(_tell(*told))).converge()
+    return phases
 
 
 def unload_all(instance: str) -> bool:
@@ -292,43 +366,71 @@ def warmup_seconds(instance: str) -> float:
     return settings["warmup_wait"] + (len(places) + len(own)) * settings["load_timeout"]
 
 
+def tend() -> dict[str, str]:
+    """Load again what is not loaded, and restart an instance that does not answer; returns what was wrong with each.
+
+    Nothing where states are being run: a deploy or a benchmark unloads on purpose. Two at once are one.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server model_slots.tend
+    """
+    busy = [job for fun in ("state.*", "benchmark.*") for job in __salt__["saltutil.is_running"](fun)]
+    with tending.alone(Path(__opts__["cachedir"])) as alone:
+        if busy or not alone:
+            return {"skipped": "states are being run" if busy else "another one is at it"}
+        found = tending.neglected(tending.settings())
+        known = {name: about["unit"] for name, about in __pillar__["ollama"]["instances"].items() if name in found}
+        for name, unit in known.items():
+            if found[name] == tending.SILENT:
+                __salt__["service.restart"](unit)
+            warm_up(name)
+        return found
+
+
 # -- how it is done -----------------------------------------------------------------------------------------------
 
 
 def _table() -> slots.Table:
-    return slots.resolve(__pillar__, threads())
+    return slot_rules.compiled(__pillar__, threads())
 
 
-def _current_table() -> slots.Table:
+def _current_pillar() -> dict[str, Any]:
     # A minion's own copy of the pillar may be older than the selection; states always get a new one, others do not.
-    return slots.resolve(__salt__["pillar.items"](unmask=True), threads())
+    return __salt__["pillar.items"](unmask=True)
 
 
-def _store() -> Store:
-    """Return the store that all instances share, as the first of them lists it."""
-    return Store(client(min(__pillar__["ollama"]["instances"])), Path(__opts__["cachedir"]) / "ai-platform-store.json")
+def _answering() -> str:
+    """Return an instance that answers, for all of them serve the same store; the first one where none does."""
+    names = sorted(__pillar__["ollama"]["instances"])
+    return next((name for name in names if client(name).health()), names[0])
 
 
-def _row(resident: slots.Resident) -> dict[str, Any]:
-    plain = {key: getattr(resident, key) for key in ("name", "slot", "kind", "instance", "model", "options")}
-    return {**plain, "aliases": [alias.name for alias in resident.aliases]}
+def _store(instance: str = "") -> Store:
+    """Return the store that all instances share, as this one lists it, or one that answers."""
+    return Store(client(instance or _answering()), Path(__opts__["cachedir"]) / "ai-platform-store.json")
 
 
-def _serving(instance: str, store: Store | None = None, table: slots.Table | None = None) -> Serving:
-    seconds = __pillar__["models"]["load_timeout"]
-    return Serving(client(instance), store or _store(), table or _table(), instance, seconds)
+def _blobs() -> Blobs:
+    folder = Path(instances.models_dir(__pillar__))
+    return Blobs(folder, Path(__opts__["cachedir"]) / "ai-platform-blobs.json")
 
 
-def _refuse_shared_weights() -> None:
-    """Refuse a table that has one model twice under different names, by what is in the store."""
-    store, table = _store(), _table()
-    weights = {ollama.normalise(one.model): store.weights(one.model) for one in table.residents}
-    slots.refuse(slots.problems(table, {name: digest for name, digest in weights.items() if digest}))
+def _serving(instance: str, store: Store | None = None, table: slots.Table | None = None, tell: Any = None) -> Serving:
+    seconds, found = __pillar__["models"]["load_timeout"], store or _store(instance)
+    return Serving(client(instance), found, _blobs(), table or _table(), instance, seconds, tell)
 
 
-def _refuse_crowded_nodes() -> None:
-    """Refuse a table whose models need more memory than their instances' nodes have, by the sizes in the store."""
-    tags, sizes = _store().tags, dict.fromkeys(__pillar__["ollama"]["instances"], 0)
-    for one in _table().residents:
-        sizes[one.instance] += tags.get(ollama.normalise(one.model), {}).get("size", 0)
-    __salt__["numa.plan"](sizes=sizes)
+def _tell(name: str, phase: str, seconds: float) -> dict[str, Any]:
+    """Tell log and master that a phase has ended; returns what was told."""
+    data = {"name": name, "phase": phase, "seconds": round(seconds, 2)}
+    log.info("Slots: %s", data)
+    _send(PHASE, data)
+    return data
+
+
+def _send(tag: str, data: dict[str, Any]) -> None:
+    if __opts__.get("file_client") != "local":
+        __salt__["event.send"](tag, data)

@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from aiplatform import schema, services, settings
+from aiplatform import origins, schema, services, settings, slot_rules
 from aiplatform.errors import PlatformError
 
-DERIVED = frozenset({"selection", "roles", "address", "compiled", "services"})
+DERIVED = frozenset({"selection", "roles", "address", "compiled", "services", "origins"})
+# The settings whose lines a host tells when it refuses its slot table.
+SLOT_TABLE = ("slots", "aliases", "models", "ollama")
 
 
 def ext_pillar(minion_id: str, pillar: dict[str, Any], formulas: str) -> dict[str, Any]:
@@ -26,27 +28,35 @@ def ext_pillar(minion_id: str, pillar: dict[str, Any], formulas: str) -> dict[st
         The state tree whose ``*/defaults.yaml`` and ``*/schema.yaml`` count.
 
     Adds ``selection`` (the benchmark's choice of models), ``roles`` and ``address`` of this minion, ``compiled``
-    (the master's time, in seconds since 1970), and fills in the table of services. Where anything is wrong the
-    answer is ``_errors`` alone: Salt then runs no state.
+    (the master's time, in seconds since 1970), ``origins`` (the files and lines of the slot table's settings), and
+    fills in the table of services. Where anything is wrong the answer is ``_errors`` alone: Salt then runs no state.
     """
-    tree = Path(formulas)
+    tree, roots = Path(formulas), __opts__["pillar_roots"].get("base", [])
     _forget(pillar)
     try:
         merged = settings.effective(pillar, tree)
-        merged["selection"] = settings.selection(__opts__["pillar_roots"].get("base", []))
-        problems = schema.problems(merged, tree, written=pillar)
+        merged["selection"] = settings.selection(roots)
+        # Where the benchmark's choice does not go together with pillar, the models phase says it, and only that.
+        problems = schema.problems(merged, tree, written=pillar) or slot_rules.problems(merged | {"selection": {}})
         if problems:
-            return {"_errors": [str(problem) for problem in problems]}
+            return _refused(problems, roots, merged)
         merged["services"] = services.expand(merged)
         if problems := services.problems(merged):
-            return {"_errors": [str(problem) for problem in problems]}
+            return _refused(problems, roots, merged)
     except PlatformError as err:
         return {"_errors": [str(err)]}
     host = merged["platform"]["hosts"].get(minion_id, {})
     merged |= {"roles": host.get("roles", []), "address": host.get("address"), "compiled": int(time.time())}
+    merged["origins"] = origins.lines(roots, merged, SLOT_TABLE)
     # Salt merges what is returned into what it has: entries that the operator removed must go there too.
     pillar.clear()
     return merged
+
+
+def _refused(problems: list[schema.Problem], roots: list[str], merged: dict[str, Any]) -> dict[str, Any]:
+    """Return the problems as the only content of the pillar, each with its file and line as far as they are known."""
+    lines = origins.lines(roots, merged)
+    return {"_errors": [str(origins.located(problem, lines)) for problem in problems]}
 
 
 def _forget(pillar: dict[str, Any]) -> None:

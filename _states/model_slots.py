@@ -23,15 +23,14 @@ def pulled(name: str, models: list[str] | None = None) -> dict[str, Any]:
 
         models-pulled:
           model_slots.pulled: []
+
+    The slot table is refused here, where it cannot be, before anything is pulled. A model with a damaged file is pulled
+    again.
     """
     return converge(
         name,
-        plan=lambda: {
-            model: {"old": None, "new": "pulled"} for model in __salt__["model_slots.missing"](_wanted(models))
-        },
-        apply=lambda: [
-            __salt__["model_slots.pull"](model) for model in __salt__["model_slots.missing"](_wanted(models))
-        ],
+        plan=lambda: _to_pull(models),
+        apply=lambda: [__salt__["model_slots.pull"](model) for model in _to_pull(models)],
         test=__opts__["test"],
     )
 
@@ -52,12 +51,15 @@ def served(name: str, warmup: str = "") -> dict[str, Any]:
             - name: node1
             - warmup: /etc/ai-platform/warmup-node1.json
     """
-    return converge(
+    phases: list[dict[str, Any]] = []
+    state = converge(
         name,
         plan=lambda: _chosen_later() or _differences(name, warmup),
-        apply=lambda: _serve(name),
+        apply=lambda: phases.extend(_serve(name)),
         test=__opts__["test"],
     )
+    took = [f"{row['name']} {row['phase']} {row['seconds']} s" for row in phases]
+    return state | {"comment": ", ".join(took)} if took and state["result"] else state
 
 
 def warmed(name: str, instance: str) -> dict[str, Any]:
@@ -95,10 +97,16 @@ def mod_watch(name: str, instance: str, **_: Any) -> dict[str, Any]:
     )
 
 
-def _wanted(models: list[str] | None) -> list[str]:
+def _to_pull(models: list[str] | None) -> dict[str, Any]:
+    """Return what is to be pulled as the changes of a state: what is missing, and of the slots what is damaged."""
     if models is not None:
-        return models
-    return list(dict.fromkeys(row["model"] for row in __salt__["model_slots.table"]()))
+        return {model: {"old": None, "new": "pulled"} for model in __salt__["model_slots.missing"](models)}
+    wanted = list(dict.fromkeys(row["model"] for row in __salt__["model_slots.table"]()))
+    if wanted and not (__opts__["test"] and all(map(_down, __pillar__["ollama"]["instances"]))):
+        __salt__["model_slots.refuse"]()
+    missing = __salt__["model_slots.missing"](wanted)
+    damaged = __salt__["model_slots.damaged"]([model for model in wanted if model not in missing])
+    return {model: {"old": damaged.get(model), "new": "pulled"} for model in [*missing, *damaged]}
 
 
 def _chosen_later() -> dict[str, Any]:
@@ -106,7 +114,7 @@ def _chosen_later() -> dict[str, Any]:
     return {} if __pillar__["selection"] else {"slots": {"old": None, "new": "the benchmark's choice"}}
 
 
-def _serve(instance: str) -> None:
+def _serve(instance: str) -> list[dict[str, Any]]:
     if not __pillar__["selection"]:
         raise PlatformError(
             "No model has been chosen for the slots",
@@ -115,7 +123,8 @@ def _serve(instance: str) -> None:
             actual="none",
             hint="run the benchmark phase, or salt-run benchmark.run",
         )
-    __salt__["model_slots.converge"](instance)
+    phases: list[dict[str, Any]] = __salt__["model_slots.converge"](instance)
+    return phases
 
 
 def _differences(instance: str, warmup: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from aiplatform.numa import Binding
 
 Settings = Mapping[str, Any]
 
-# Besides the slots' models: an embedding model, and one that is being loaded to take another's place.
+# Besides the resident models: one that a client brings, and one that is being loaded to take another's place.
 SPARE_PLACES = 2
 # How the platform's own units begin; others' are never touched.
 MARK = "# One instance of Ollama;"

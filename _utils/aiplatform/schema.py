@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ from aiplatform import settings
 from aiplatform.tables import table
 
 Settings = Mapping[str, Any]
-ROTATING_SLOTS = (5, 6)
 # Keys that Salt itself reads from pillar; an operator may use them beside the platform's.
 SALT_KEYS = frozenset({"beacons", "mine_functions", "mine_interval", "schedule", "_errors"})
 # Keys that hold a secret wherever they stand.
@@ -48,15 +46,17 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a setting."""
+    """One thing wrong with a setting; ``at`` is the file and line of its key, where they are known."""
 
     key: str
     value: Any
     expected: str
+    at: str = ""
 
     def __str__(self) -> str:
         """Return the problem as one line."""
-        return f"{self.key}: is {self.value!r}, expected {self.expected}"
+        key = f"{self.key} ({self.at})" if self.at else self.key
+        return f"{key}: is {self.value!r}, expected {self.expected}"
 
 
 def as_table(lines: Iterable[str]) -> str:
@@ -243,53 +243,6 @@ def check_hosts(merged: Settings) -> Iterator[Problem]:
             yield Problem(f"platform.hosts.{name}.address", host["address"], wanted)
 
 
-def check_slots(merged: Settings) -> Iterator[Problem]:
-    """A slot stands on an instance that exists, and only rotating slots name their model."""
-    instances = merged.get("ollama", {}).get("instances", {})
-    taken: dict[str, object] = {}
-    for number, slot in merged.get("slots", {}).items():
-        key = f"slots.{number}"
-        if "instance" in slot and slot["instance"] not in instances:
-            yield Problem(f"{key}.instance", slot["instance"], one_of(slot["instance"], instances))
-        model = slot.get("model")
-        if model is None:
-            continue
-        if int(number) not in ROTATING_SLOTS:
-            yield Problem(f"{key}.model", model, "null: only slots 5 and 6 rotate, the others are the benchmark's")
-        if not is_tagged(model):
-            yield Problem(f"{key}.model", model, _FORMATS["tagged-model"])
-        if (other := taken.setdefault(model.lower(), number)) != number:
-            yield Problem(f"{key}.model", model, f"a model of its own: slot {other} holds this one")
-
-
-def check_aliases(merged: Settings) -> Iterator[Problem]:
-    """An alias names a slot that exists, or a tagged model, and not both."""
-    slots = {str(number) for number in merged.get("slots", {})}
-    for name, alias in merged.get("aliases", {}).items():
-        slot, model = alias.get("slot"), alias.get("model")
-        if (slot is None) == (model is None):
-            yield Problem(f"aliases.{name}", alias, "either slot: <number> or model: <name:tag>")
-        elif slot is not None and str(slot) not in slots:
-            yield Problem(f"aliases.{name}.slot", slot, one_of(slot, sorted(slots)))
-        elif model is not None and not is_tagged(model):
-            yield Problem(f"aliases.{name}.model", model, _FORMATS["tagged-model"])
-
-
-def check_load_options(merged: Settings) -> Iterator[Problem]:
-    """Ollama reloads a model whose load options differ between two calls: aliases of one model agree on them."""
-    groups: dict[str, dict[str, Any]] = defaultdict(dict)
-    for name, alias in merged.get("aliases", {}).items():
-        target = f"slot {alias['slot']}" if alias.get("slot") is not None else f"model {alias.get('model')}"
-        if alias.get("num_ctx") is not None:
-            groups[target][name] = alias["num_ctx"]
-    for target, sizes in groups.items():
-        first, wanted = next(iter(sizes.items()))
-        for name, num_ctx in sizes.items():
-            if num_ctx != wanted:
-                reason = f"{wanted}, as alias {first} of {target} has it: one model has one context size"
-                yield Problem(f"aliases.{name}.num_ctx", num_ctx, reason)
-
-
 def check_certificate_days(merged: Settings) -> Iterator[Problem]:
     """A deploy renews Vault's certificate before the verification, its last phase, finds it too old."""
     least, renewed = merged.get("verify", {}).get("certificate_days"), merged.get("vault", {}).get("renew_days")
@@ -307,9 +260,6 @@ def check_run(merged: Settings) -> Iterator[Problem]:
 CROSS_CHECKS: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
     check_units,
     check_hosts,
-    check_slots,
-    check_aliases,
-    check_load_options,
     check_certificate_days,
     check_run,
 )

@@ -1,16 +1,28 @@
-"""Making one instance hold what the slot table says, in an order in which no name is ever unresolved."""
+"""Making one instance hold what the slot table says, in an order in which no name is ever unresolved.
+
+A slot gets its model under a name of its own first (``slot-5:next``): made, loaded, asked for an answer. Only then do
+the names that clients call take it over, each in one step, and the old model is unloaded when its last answers have
+ended. Whatever fails before that leaves every name as it was.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from aiplatform import slots, wait
+from aiplatform.blobs import Blobs
 from aiplatform.errors import NotFoundError, PlatformError
-from aiplatform.ollama import Client, Limits, normalise
+from aiplatform.ollama import Client, Limits, OllamaError, ServerFailed, normalise
 from aiplatform.slots import Alias, Resident
 from aiplatform.states import diff
 from aiplatform.store import Store
+
+# Told of each phase that has ended: the slot's name, the phase, its seconds.
+Tell = Callable[[str, str, float], None]
+POLL_SECONDS = 0.1
 
 
 class Serving:
@@ -20,18 +32,27 @@ class Serving:
         self,
         client: Client,
         store: Store,
+        blobs: Blobs,
         table: slots.Table,
         instance: str,
         load_seconds: float,
+        tell: Tell | None = None,
     ) -> None:
-        """Take the instance's client, the store, the table, the instance's name, and the limit of a load or unload."""
+        """Take the instance's client, the store and its files, the table, the instance's name, and the limit of a load.
+
+        tell
+            Called after each phase of a change; a load or unload may each take ``load_seconds``.
+        """
         self._client = client
+        self._instance = instance
         self._store = store
+        self._blobs = blobs
         self._residents = table.on(instance)
         self._absent = table.absent_on(instance)
         self._own_names = table.names
         self._limits = Limits(read=load_seconds, total=load_seconds)
         self._seconds = load_seconds
+        self._tell = tell or (lambda *_: None)
 
     # -- comparing ------------------------------------------------------------------------------------------------
 
@@ -40,12 +61,9 @@ class Serving:
         runners = self._client.ps()
         changes: dict[str, Any] = {}
         for resident in self._residents:
-            wrong = {
-                alias.name: found for alias in resident.names if (found := self._alias_difference(resident, alias))
-            }
-            changes |= wrong
-            kept = [alias.name for alias in resident.names if alias.name not in wrong]
-            if resident.name in wrong or not self._runner(resident, runners, kept):
+            names = resident.names
+            changes |= {one.name: found for one in names if (found := self._alias_difference(resident, one))}
+            if not self._runner(resident, runners, [one.name for one in names if one.name not in changes]):
                 changes[f"{resident.name} loaded"] = {"old": None, "new": resident.model}
         changes |= {name: {"model": {"old": self._holds(name), "new": None}} for name in self._to_delete()}
         for runner in self._stale(runners):
@@ -74,16 +92,19 @@ class Serving:
         weights = {self._store.weights(name) for name in names} - {None}
         found = []
         for runner in self._client.ps():
-            # A name that has moved on says nothing about what was loaded under it.
-            current = self._store.digest(runner["name"]) == runner["digest"]
-            about = self._store.about(runner["name"]) if current else None
+            about = self._store.loaded_as(runner)
             if about is None or (about["answers"] and about["weights"] not in weights):
                 found.append(str(runner["name"]))
         return found
 
-    def _alias_difference(self, resident: Resident, alias: Alias) -> dict[str, Any]:
-        """Return ``{what: {old, new}}`` where an alias is not as wanted; empty where it is."""
-        current, base = self._store.about(alias.name), self._store.about(resident.model)
+    def outgoing(self) -> int:
+        """Return the bytes of the largest loaded model that is to go: it does so when the new one is in its place."""
+        sizes = [int(row.get("size") or 0) for row in self._stale(self._client.ps())]
+        return max(sizes, default=0)
+
+    def _alias_difference(self, resident: Resident, alias: Alias, name: str = "") -> dict[str, Any]:
+        """Return ``{what: {old, new}}`` where an alias, or ``name`` in its stead, is not as wanted."""
+        current, base = self._store.about(name or alias.name), self._store.about(resident.model)
         moved = {"model": {"old": self._holds(alias.name), "new": resident.model}}
         if current is None or base is None:
             return moved
@@ -91,46 +112,61 @@ class Serving:
         return {**found, **moved} if current["weights"] != base["weights"] else found
 
     def _holds(self, name: str) -> str | None:
-        """Return the model that an alias was made of, else its weights; None where there is no such alias."""
+        """Return the model that an alias stands for, else its weights; None where there is no such alias."""
         about = self._store.about(name)
-        return (about["parent"] or f"sha256:{about['weights'][:12]}") if about else None
+        if about is None:
+            return None
+        models = (one for one in self._store.tags if not slots.is_own_name(one, self._own_names))
+        same = (one for one in models if self._store.weights(one) == about["weights"])
+        return about["parent"] or next(same, f"sha256:{about['weights'][:12]}")
 
     def _to_delete(self) -> list[str]:
-        return [name for name in self._absent if self._store.digest(name)]
+        """Return the names that nothing fills any longer, and those under which a model waited in vain."""
+        names = [alias.name for resident in self._residents for alias in resident.names]
+        left = [slots.staged(name) for name in (*names, *self._absent)]
+        return [name for name in (*self._absent, *left) if self._store.digest(name)]
 
     def _runner(
-        self, resident: Resident, runners: Sequence[dict[str, Any]], names: Collection[str]
+        self, resident: Resident, runners: Sequence[dict[str, Any]], names: Sequence[str]
     ) -> dict[str, Any] | None:
-        # Ollama lists a runner by the manifest that loaded it: that of any name of the resident will do.
-        manifests = {self._store.digest(name) for name in names}
-        fits = (row for row in runners if row["digest"] in manifests and row.get("context_length") == resident.num_ctx)
+        # Ollama lists a runner by the manifest that loaded it: that of any name of the resident that is as wanted.
+        both = [name for one in names for name in (one, slots.staged(one))]
+        right = {self._store.digest(name) for name in both if self._store.weights(name) == self._weights(resident)}
+        fits = (row for row in runners if row["digest"] in right and row.get("context_length") == resident.num_ctx)
         return next(fits, None)
 
-    def _stale(self, runners: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the runners that were loaded under a name of ours and serve none of this instance any longer."""
-        serving = {self._store.digest(alias.name) for resident in self._residents for alias in resident.names}
-        ours = (row for row in runners if slots.is_own_name(row["name"], self._own_names))
-        return [row for row in ours if row["digest"] not in serving]
+    def _weights(self, resident: Resident) -> str | None:
+        return self._store.weights(resident.model)
+
+    def _stale(self, runners: Sequence[dict[str, Any]], needed: Collection[str | None] = ()) -> list[dict[str, Any]]:
+        """Return the runners that were loaded under a name of ours and have weights that the table does not want here.
+
+        needed
+            Further weights that are wanted.
+        """
+        wanted = {*map(self._weights, self._residents), *needed}
+        ours = [row for row in runners if slots.is_own_name(row["name"], self._own_names)]
+        return [row for row in ours if (self._store.loaded_as(row) or {}).get("weights") not in wanted]
+
+    def _in_use(self) -> set[str | None]:
+        """Return the weights that names of this instance stand for now."""
+        return {self._store.weights(alias.name) for one in self._residents for alias in one.names}
 
     # -- making it so ---------------------------------------------------------------------------------------------
 
     def converge(self) -> None:
-        """Move each resident's own name to its model and load it, then move the aliases, then unload what is left over.
+        """Bring each resident to its model, one after the other, then take away what is left over.
 
-        Raises ``PlatformError`` where afterwards anything still differs.
+        One after the other: there is room for one model more than there are places.
+
+        Raises ``PlatformError`` naming what still serves where a step fails, or where in the end something differs.
         """
         for resident in self._residents:
-            self._create(resident, resident.names[0])
-            self._load(resident)
-        for resident in self._residents:
-            for alias in resident.aliases:
-                self._create(resident, alias)
-            self._load(resident)
+            self._bring(resident)
         for name in self._to_delete():
             self._client.delete(name)
         self._store.refresh()
-        self._release()
-        self._store.refresh()
+        self._release(self._instance)
         if left := self.differences():
             where = ", ".join(resident.name for resident in self._residents)
             raise PlatformError("The slots are not as wanted", where=where, expected="no difference", actual=left)
@@ -144,55 +180,137 @@ class Serving:
             self._ask_to_unload(set())
         self._await(lambda: not self._client.ps(), "the instance to unload all its models")
 
-    def _create(self, resident: Resident, alias: Alias) -> None:
-        if not self._alias_difference(resident, alias):
+    def _bring(self, resident: Resident) -> None:
+        wrong = [alias for alias in resident.names if self._alias_difference(resident, alias)]
+        if not wrong and self.runner(resident):
             return
+        held = self._holds(resident.name)
         if self._store.about(resident.model) is None:
             # Ollama would pull it here, without a word.
             raise NotFoundError(f"{resident.model} is not in the store", where=resident.key, hint="pull it first")
+        try:
+            self._try(resident, wrong)
+            with self._phase(resident, "move"):
+                for alias in wrong:
+                    self._blobs.take_place(slots.staged(alias.name), alias.name)
+                self._store.refresh()
+        except PlatformError as err:
+            self._take_back(resident, wrong)
+            raise self._still_serving(resident, held, err) from err
+        # Nothing to do, but where the runner was loaded by a name that has just got another system prompt.
+        self._load(resident, resident.name)
+        self._release(resident.name)
+
+    def _try(self, resident: Resident, wrong: Sequence[Alias]) -> None:
+        """Make what names are to take over, load it, and have each of them answer."""
+        with self._phase(resident, "stage"):
+            for alias in wrong:
+                self._stage(resident, alias)
+        names = [slots.staged(alias.name) for alias in wrong] or [resident.name]
+        with self._phase(resident, "load"):
+            self._load(resident, names[0])
+        with self._phase(resident, "answer"):
+            for name in names:
+                self._prove(name)
+
+    def _stage(self, resident: Resident, alias: Alias) -> None:
+        name = slots.staged(alias.name)
+        if not self._alias_difference(resident, alias, name):
+            return  # an earlier run came as far as this
         fields: dict[str, Any] = {"from": resident.model, "parameters": resident.options}
         if alias.system is not None:
             fields["system"] = alias.system
-        for _ in self._client.create(alias.name, **fields):
+        for _ in self._client.create(name, **fields):
             pass
         self._store.refresh()
 
-    def _load(self, resident: Resident) -> None:
+    def _load(self, resident: Resident, name: str) -> None:
         if self.runner(resident):
             return
-        self._client.load(resident.name, limits=self._limits)
+        self._client.load(name, limits=self._limits)
         if self.runner(resident):
             return
-        # The same weights are loaded under a name that has changed since, and Ollama took that runner for good enough.
-        self._unload(resident.name)
-        self._client.load(resident.name, limits=self._limits)
+        # The same weights are loaded under a name that nobody remembers, and Ollama took that runner for good enough.
+        self._unload(name)
+        self._client.load(name, limits=self._limits)
 
-    def _release(self) -> None:
-        if self._stale(self._client.ps()):
-            self._ask_to_unload({weights for weights in map(self._store.weights, self._models()) if weights})
-            what = "the instance to unload what no name stands for any longer"
-            self._await(lambda: not self._stale(self._client.ps()), what)
+    def _prove(self, name: str) -> None:
+        """Have a name answer with one token, or with a vector: a model may load and yet fail at its first question."""
+        if not (self._store.about(name) or {"answers": True})["answers"]:
+            self._client.embed(name, ["Hi"], limits=self._limits)
+            return
+        question = [{"role": "user", "content": "Hi"}]
+        # One token is no load option: the runner stays as it is.
+        for _ in self._client.chat(name, question, limits=self._limits, think=False, options={"num_predict": 1}):
+            pass
+
+    def _take_back(self, resident: Resident, wrong: Sequence[Alias]) -> None:
+        """Take away what was tried in vain, as far as the instance lets it be: the first error is the one to tell."""
+        self._store.refresh()
+        with suppress(OllamaError):
+            names = [slots.staged(alias.name) for alias in wrong if self._store.digest(slots.staged(alias.name))]
+            if names and self._weights(resident) not in self._in_use():
+                self._client.unload(names[0])
+            for name in names:
+                self._client.delete(name)
+        self._store.refresh()
+
+    def _still_serving(self, resident: Resident, held: str | None, err: PlatformError) -> PlatformError:
+        serves = f"{resident.name} still serves {held}" if held else f"{resident.name} has no model yet"
+        return PlatformError(
+            f"{resident.model} did not get into {resident.name}: {err.what}",
+            where=err.where or resident.key,
+            expected=err.expected,
+            actual=err.actual,
+            hint=f"{serves}; mend the cause and run it again" + (f" ({err.hint})" if err.hint else ""),
+        )
+
+    def _release(self, whose: str) -> None:
+        """Unload what serves no longer, each when its last answers have ended."""
+        needed = self._in_use()
+        if not (stale := self._stale(self._client.ps(), needed)):
+            return
+        began = time.monotonic()
+        known = [about["weights"] for about in map(self._store.loaded_as, stale) if about]
+        names = {self._store.weights(name): name for name in self._store.tags}
+        for weights in known:
+            if weights in names:
+                self._unload(names[weights])
+        if len(known) < len(stale):
+            self._ask_to_unload({*needed, *map(self._weights, self._residents)})
+        what = "the instance to unload what no name stands for any longer"
+        self._await(lambda: not self._stale(self._client.ps(), needed), what)
+        self._tell(whose, "unload", time.monotonic() - began)
 
     def _unload(self, name: str) -> None:
         # It goes when the answers under way on it have ended, and on CPUs one of those takes minutes.
         self._client.unload(name, limits=Limits(total=self._seconds))
 
     def _await(self, check: Callable[[], bool], what: str) -> None:
-        wait.until(check, self._seconds, what=what)
+        def asked() -> bool:
+            try:
+                return check()
+            except ServerFailed:  # listing while a runner goes away can fail inside Ollama
+                return False
 
-    def _models(self) -> Iterator[str]:
-        return (resident.model for resident in self._residents)
+        wait.until(asked, self._seconds, POLL_SECONDS, what)
 
-    def _ask_to_unload(self, keep: set[str]) -> None:
+    def _ask_to_unload(self, keep: Collection[str | None]) -> None:
         """Unload all weights but those to keep, and those loaded under a name that still means them.
 
         Once a name has moved on, only other names of the same weights reach the runner that it loaded. So every
         candidate is asked for; for one that is not loaded that does nothing.
         """
         named = {row["digest"] for row in self._client.ps()}
-        asked = set(keep)
+        asked: set[str | None] = set(keep)
         for name, tag in self._store.tags.items():
             weights = self._store.weights(name)
             if tag["digest"] not in named and weights and weights not in asked:
                 asked.add(weights)
                 self._unload(normalise(name))
+
+    @contextmanager
+    def _phase(self, resident: Resident, phase: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self._tell(resident.name, phase, time.monotonic() - began)

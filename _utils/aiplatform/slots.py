@@ -7,15 +7,15 @@ makes it load again. So whatever stays resident has one set of options, and ever
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from aiplatform.errors import PlatformError
 from aiplatform.ollama import normalise
 from aiplatform.selection import slot_key
 
 LOAD_OPTIONS = ("num_ctx", "num_thread")
+NEXT = "next"
 _PARAMETER = re.compile(r"^(\S+)\s+(.*\S)\s*$", re.MULTILINE)
 
 
@@ -85,14 +85,25 @@ def technical_name(number: int) -> str:
 
 def is_own_name(model: str, aliases: Iterable[str]) -> bool:
     """Return whether a model's name is one of the platform's own: an alias, or a slot's technical name."""
-    name = normalise(model)
-    return bool(re.fullmatch(r"slot-\d+:latest", name)) or name in {normalise(alias) for alias in aliases}
+    name, _, tag = normalise(model).rpartition(":")
+    own = bool(re.fullmatch(r"slot-\d+", name)) or name in {alias.lower() for alias in aliases}
+    return own and tag in ("latest", NEXT)
+
+
+def staged(name: str) -> str:
+    """Return the name under which the next model of an alias is made and tried, before it takes its place."""
+    return f"{name}:{NEXT}"
 
 
 def chosen_model(number: int | str, slot: Mapping[str, Any], selection: Mapping[str, Any]) -> str | None:
     """Return a slot's model: the one that pillar names, else the benchmark's choice, else None."""
     model = slot.get("model") or selection.get(slot_key(int(number)))
     return str(model) if model else None
+
+
+def model_key(number: int | str, slot: Mapping[str, Any]) -> str:
+    """Return the key that says which model a slot has: pillar's, or the one of the benchmark's choice."""
+    return f"slots.{number}.model" if slot.get("model") else f"selection.{slot_key(int(number))}"
 
 
 def filled(pillar: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -109,22 +120,18 @@ def filled(pillar: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def resolve(pillar: Mapping[str, Any], threads: Mapping[str, int]) -> Table:
-    """Compile the table.
+    """Compile the table of a pillar that ``slot_rules.problems`` finds nothing wrong with.
 
     pillar
         The effective pillar: ``slots``, ``aliases``, ``models``, ``selection`` and ``ollama:instances``.
     threads
         The number of threads of each instance, from its NUMA plan; an instance without one leaves it to Ollama.
-
-    Raises ``PlatformError`` listing every entry that cannot be, with its key, its value and what was expected.
     """
     residents = _filled(pillar, threads)
     with_model = {name: row for name, row in sorted(pillar["aliases"].items()) if row.get("model")}
     own = [_own_resident(name, row, pillar, threads) for name, row in with_model.items()]
-    weights = known_weights(pillar["selection"])
-    table = Table(tuple(_joined(residents + own, weights)), _absent(pillar), frozenset(pillar["aliases"]))
-    refuse([*_misplaced(table, pillar), *problems(table, weights)])
-    return table
+    joined = tuple(_joined(residents + own, known_weights(pillar["selection"])))
+    return Table(joined, _absent(pillar), frozenset(pillar["aliases"]))
 
 
 def _joined(residents: Iterable[Resident], weights: Mapping[str, str]) -> list[Resident]:
@@ -142,7 +149,7 @@ def _joined(residents: Iterable[Resident], weights: Mapping[str, str]) -> list[R
 
 def _same_runner(one: Resident, other: Resident, weights: Mapping[str, str]) -> bool:
     same_place = one.instance == other.instance and one.options == other.options
-    return same_place and _identity(one, weights) == _identity(other, weights)
+    return same_place and identity(one.model, weights) == identity(other.model, weights)
 
 
 def _absent(pillar: Mapping[str, Any]) -> dict[str, str]:
@@ -163,13 +170,15 @@ def _filled(pillar: Mapping[str, Any], threads: Mapping[str, int]) -> list[Resid
         if model is None:
             continue
         rows = {name: row for name, row in sorted(pillar["aliases"].items()) if row.get("slot") == int(number)}
+        sizes = [row["num_ctx"] for row in rows.values() if row.get("num_ctx") is not None]
         residents.append(
             Resident(
                 name=technical_name(int(number)),
-                key=f"slots.{number}.model",
+                key=model_key(number, slot),
                 instance=slot["instance"],
                 model=model,
-                num_ctx=_sizes(f"slot {number}", rows) or pillar["models"]["num_ctx"],
+                # The names of a slot that give one give the same one.
+                num_ctx=next(iter(sizes), pillar["models"]["num_ctx"]),
                 num_thread=threads.get(slot["instance"]),
                 slot=int(number),
                 kind=slot["kind"],
@@ -179,44 +188,17 @@ def _filled(pillar: Mapping[str, Any], threads: Mapping[str, int]) -> list[Resid
     return residents
 
 
-def _sizes(target: str, rows: Mapping[str, Mapping[str, Any]]) -> int | None:
-    """Return the one num_ctx of the aliases of ``target``; None where none of them gives one."""
-    given = {name: row["num_ctx"] for name, row in rows.items() if row.get("num_ctx") is not None}
-    refuse(
-        f"aliases.{name}.num_ctx: is {size}, expected {first}, as the other aliases of {target} have it"
-        for name, size in given.items()
-        if size != (first := next(iter(given.values())))
-    )
-    return next(iter(given.values()), None)
-
-
 def _own_resident(name: str, row: Mapping[str, Any], pillar: Mapping[str, Any], threads: Mapping[str, int]) -> Resident:
-    instance = row.get("instance")
-    if instance not in pillar["ollama"]["instances"]:
-        known = ", ".join(sorted(pillar["ollama"]["instances"]))
-        refuse([f"aliases.{name}.instance: is {instance!r}, expected one of {known}: a model of its own needs a place"])
+    instance = str(row.get("instance"))
     return Resident(
         name=name,
         key=f"aliases.{name}.model",
-        instance=str(instance),
+        instance=instance,
         model=row["model"],
         num_ctx=row.get("num_ctx") or pillar["models"]["num_ctx"],
-        num_thread=threads.get(str(instance)),
+        num_thread=threads.get(instance),
         system=row.get("system"),
     )
-
-
-def _misplaced(table: Table, pillar: Mapping[str, Any]) -> Iterator[str]:
-    instances = pillar["ollama"]["instances"]
-    for resident in table.residents:
-        if resident.instance not in instances:
-            known = ", ".join(sorted(instances))
-            yield f"slots.{resident.slot}.instance: is {resident.instance!r}, expected one of {known}"
-        if ":" not in resident.model.rpartition("/")[2]:
-            wanted = f"a name with its tag, such as {resident.model}:latest"
-            yield f"{resident.key}: is {resident.model!r}, expected {wanted}"
-        if is_own_name(resident.model, pillar["aliases"]):
-            yield f"{resident.key}: is {resident.model!r}, expected a model: this is the name of a slot or an alias"
 
 
 def known_weights(selection: Mapping[str, Any]) -> dict[str, str]:
@@ -225,41 +207,10 @@ def known_weights(selection: Mapping[str, Any]) -> dict[str, str]:
     return {normalise(name): row["weights_digest"] for name, row in rows.items() if row.get("weights_digest")}
 
 
-def problems(table: Table, weights: Mapping[str, str]) -> list[str]:
-    """Return what is wrong between residents: one model in two slots, or with two sets of options on one instance.
-
-    weights
-        ``{normalised name: weights digest}`` as far as it is known; names that are not in it are compared as names.
-    """
-    found: list[str] = []
-    seen: list[Resident] = []
-    for resident in table.residents:
-        for other in seen:
-            if _identity(resident, weights) == _identity(other, weights):
-                found += _conflict(resident, other)
-        seen.append(resident)
-    return found
-
-
-def _identity(resident: Resident, weights: Mapping[str, str]) -> str:
-    name = normalise(resident.model)
+def identity(model: str, weights: Mapping[str, str]) -> str:
+    """Return what makes a model itself: the digest of its weights as far as ``weights`` knows it, else its name."""
+    name = normalise(model)
     return weights.get(name, name)
-
-
-def _conflict(resident: Resident, other: Resident) -> Iterator[str]:
-    if resident.slot and other.slot:
-        same = f"{resident.key}: is {resident.model!r}, expected a model of its own"
-        yield f"{same}: {other.name} holds these weights as {other.model}"
-    elif resident.instance == other.instance and resident.options != other.options:
-        wanted = f"{other.num_ctx}, as {other.name} has it: they are the same weights on {resident.instance}"
-        yield f"aliases.{resident.name}.num_ctx: is {resident.num_ctx}, expected {wanted}"
-
-
-def refuse(found: Iterable[str]) -> None:
-    """Raise ``PlatformError`` with every problem; nothing where there is none."""
-    lines = list(found)
-    if lines:
-        raise PlatformError("The slot table is refused:\n  " + "\n  ".join(lines))
 
 
 def warmup_unit(unit: str) -> str:

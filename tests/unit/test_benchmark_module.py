@@ -273,7 +273,8 @@ def test_warmup_settings_name_what_clients_call(salt, pillar):
     found = model_slots.warmup_settings("node0")
     assert found["url"] == "http://127.0.0.1:11435"
     assert found["models"] == [{"name": "slot-3", "holds": "c:1", "num_ctx": 32768, "aliases": ["coder-128k"]}]
-    assert model_slots.warmup_settings("node1")["models"] == []
+    embedding = {"name": "embedding", "holds": "nomic-embed-text:v1.5", "num_ctx": 2048, "aliases": []}
+    assert model_slots.warmup_settings("node1")["models"] == [embedding]
 
 
 def test_a_refused_table_is_told_by_the_state_not_by_the_compiler(salt, pillar):
@@ -287,7 +288,8 @@ def test_a_refused_table_is_told_by_the_state_not_by_the_compiler(salt, pillar):
 
 
 def test_warmup_may_take_as_long_as_its_loads(salt):
-    assert model_slots.warmup_seconds("node1") == 180 + 3 * 900
+    # Three slots and the embedding model.
+    assert model_slots.warmup_seconds("node1") == 180 + 4 * 900
 
 
 # -- the runner ---------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import copy
 import pytest
 import yaml
 
-from aiplatform import schema, services, settings
+from aiplatform import schema, services, settings, slot_rules
 from tests.conftest import CHECKOUT
 
 TREE = CHECKOUT / "salt"
@@ -25,7 +25,7 @@ def pillar():
 def refusals(pillar):
     """Every problem, as the operator reads it."""
     merged = settings.effective(pillar, TREE)
-    found = schema.problems(merged, TREE, written=pillar)
+    found = schema.problems(merged, TREE, written=pillar) or slot_rules.problems(merged | {"selection": {}})
     return [str(problem) for problem in found or services.problems(merged)]
 
 
@@ -161,16 +161,6 @@ def test_how_a_secret_is_made_is_no_secret(pillar):
 def test_all_problems_are_found_at_once(pillar):
     wrong = put(put(put(pillar, "platform.domain", 5), "platform.slug", "A B"), "preflight.root_free_gb", -1)
     assert len(refusals(wrong)) == 3
-
-
-def test_two_slots_must_not_hold_one_model(pillar):
-    twice = put(put(pillar, "slots.5.model", "a:1"), "slots.6.model", "A:1")
-    assert any("slots.6.model" in line and "slot 5 holds this one" in line for line in refusals(twice))
-
-
-def test_aliases_of_one_slot_have_one_context_size(pillar):
-    wrong = put(pillar, "aliases", {"one": {"slot": 5, "num_ctx": 4096}, "two": {"slot": 5, "num_ctx": 8192}})
-    assert any("aliases.two.num_ctx: is 8192, expected 4096" in line for line in refusals(wrong))
 
 
 @pytest.mark.parametrize("model", ["a:1", "10.0.0.1:5000/library/a:q4_k_m", "hf.co/x/y:Q4", "host/x:latest"])

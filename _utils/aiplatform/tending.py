@@ -1,0 +1,76 @@
+"""Noticing slots that are not loaded, from what the last run of the models phase wrote for the warm-up.
+
+Pillar says what is wanted, and may be ahead of the host: what the warm-up loads is what was last brought into service.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from aiplatform.ollama import Client, InstanceDown, OllamaError, Timeout
+
+FOLDER = Path("/etc/ai-platform")
+SILENT = "the instance does not answer"
+LOCK = "ai-platform-tending.lock"
+
+
+def settings(folder: Path | None = None) -> dict[str, dict[str, Any]]:
+    """Return the warm-up's settings of each instance of this host; those of a refused table are left out."""
+    found = {}
+    for path in sorted((folder or FOLDER).glob("warmup-*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and "models" in content:
+            found[path.stem.removeprefix("warmup-")] = content
+    return found
+
+
+def neglected(wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return ``{instance: what is wrong}`` of those that do not answer or lack a slot.
+
+    wanted
+        As ``settings`` returns it.
+    """
+    found = {name: _wrong(about) for name, about in wanted.items()}
+    return {name: wrong for name, wrong in found.items() if wrong}
+
+
+def _wrong(about: Mapping[str, Any]) -> str:
+    with Client(about["url"]) as client:
+        try:
+            names = {str(row["name"]): row["digest"] for row in client.tags()}
+            runners = {(row["digest"], row.get("context_length")) for row in client.ps()}
+        except (InstanceDown, Timeout):
+            return SILENT
+        except OllamaError:
+            return ""  # it answers, and is looked at again in a moment
+    cold = []
+    for model in about["models"]:
+        ways = {names.get(f"{name}:latest") for name in (model["name"], *model["aliases"])}
+        if not any((digest, model["num_ctx"]) in runners for digest in ways):
+            cold.append(f"{model['name']} ({model['holds']})")
+    return f"not loaded: {', '.join(cold)}" if cold else ""
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[bool]:
+    """Yield whether no other process of this host is at it; the lock ends with the body, or with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
