@@ -10,13 +10,13 @@ checkout=$(cd "$(dirname "$0")/.." && pwd)
   exit 1
 }
 
-lock=$(sha256sum "$checkout/requirements/salt.txt" | cut -c1-12)
+lock=$(sha256sum "$checkout/requirements/master.txt" | cut -c1-12)
 if [ ! -e "/opt/salt-$lock/.ready" ]; then
   "$checkout/etc/prerequisites.sh" python3
   echo "Salt into /opt/salt-$lock"
   python3 -m venv "/opt/salt-$lock"
   "/opt/salt-$lock/bin/pip" install --quiet --disable-pip-version-check --require-hashes \
-    -r "$checkout/requirements/salt.txt"
+    -r "$checkout/requirements/master.txt"
   touch "/opt/salt-$lock/.ready"
 fi
 ln -sfn "salt-$lock" /opt/salt

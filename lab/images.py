@@ -22,6 +22,7 @@ BUILDER = f"{PREFIX}-build-"
 PULL_SECONDS = 20
 CERTIFICATES = Path("/usr/local/share/ca-certificates")
 REQUIREMENTS = CHECKOUT / "requirements" / "salt.txt"
+MASTER_REQUIREMENTS = CHECKOUT / "requirements" / "master.txt"
 # As salt/salt_minion/defaults.yaml has them, so that the formula finds the hosts' environment as it would make it.
 WITHOUT = ["timelib"]
 BUILD = ["salt"]
@@ -45,6 +46,8 @@ class Image:
         digest.update(self.below.recipe().encode() if self.below else certificates_hash().encode())
         if self.name == "salt":
             digest.update(salt_digest().encode())
+        if self.name == "site":
+            digest.update(master_lock().encode())
         return digest.hexdigest()[:12]
 
     def tag(self) -> str:
@@ -73,6 +76,11 @@ def salt_lock() -> str:
 def salt_digest() -> str:
     """The digest of Salt's environment on a host."""
     return venv.digest(salt_lock(), "python3")
+
+
+def master_lock() -> str:
+    """The locked packages that the master's environment has besides."""
+    return venv.select(MASTER_REQUIREMENTS.read_text(), without=venv.names(REQUIREMENTS.read_text()))
 
 
 def step() -> Step:
@@ -153,7 +161,7 @@ def layer(image: Image) -> None:
     """Run an image's script on the one below and keep the result."""
     below = image.below.tag() if image.below else BASE_TAG
     argv = ["run", "-d", "--name", f"{BUILDER}{image.name}", "-v", f"{LAB / 'images'}:/lab:ro"]
-    if image.name == "salt":
+    if image.name in ("salt", "site"):
         lock_files()
         argv += ["-v", f"{wheels()}:/wheels:ro", "-v", f"{folder('work', 'locks')}:/locks:ro"]
     if image.name == "system":
@@ -183,8 +191,15 @@ def wheels_fresh() -> str | None:
     """Why the wheelhouse has all that is locked; hosts check each file's hash when they install it."""
     stamp = wheels() / "digest"
     return (
-        f"{len(list(wheels().iterdir())) - 1} files" if stamp.exists() and stamp.read_text() == salt_digest() else None
+        f"{len(list(wheels().iterdir())) - 1} files"
+        if stamp.exists() and stamp.read_text() == wheels_digest()
+        else None
     )
+
+
+def wheels_digest() -> str:
+    """The digest of all that the wheelhouse holds."""
+    return venv.digest(salt_lock() + master_lock(), "python3")
 
 
 def make_wheels() -> str:
@@ -195,9 +210,10 @@ def make_wheels() -> str:
     fresh.mkdir(parents=True)
     locks = folder("work", "locks")
     platform = ["--python-version", "3.11", "--implementation", "cp"]
-    run([*pip_download(locks / "wheels.txt", fresh), "--only-binary=:all:", *platform], log="wheels")
+    for name in ("wheels", "master"):
+        run([*pip_download(locks / f"{name}.txt", fresh), "--only-binary=:all:", *platform], log="wheels")
     run([*pip_download(locks / "build.txt", fresh), "--no-binary=:all:"], log="wheels")
-    (fresh / "digest").write_text(salt_digest())
+    (fresh / "digest").write_text(wheels_digest())
     shutil.rmtree(wheels(), ignore_errors=True)
     fresh.rename(wheels())
     return f"{len(list(wheels().iterdir())) - 1} files from the package index"
@@ -212,10 +228,11 @@ def pip_download(lock: Path, target: Path) -> list[str]:
 
 
 def lock_files() -> None:
-    """Write the two locks: what comes as wheels, and what is built on the host."""
+    """Write the locks: what comes as wheels, what is built on the host, and what the master has besides."""
     locks = folder("work", "locks")
     (locks / "wheels.txt").write_text(venv.select(salt_lock(), without=BUILD))
     (locks / "build.txt").write_text(venv.select(salt_lock(), only=BUILD))
-    for name, build in (("wheels", False), ("build", True)):
+    (locks / "master.txt").write_text(master_lock())
+    for name, build in (("wheels", False), ("build", True), ("master", False)):
         arguments = venv.pip_arguments(f"/locks/{name}.txt", "/wheels", build)
         (locks / f"{name}.args").write_text("\n".join(arguments) + "\n")

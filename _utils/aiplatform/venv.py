@@ -22,10 +22,21 @@ def select(requirements: str, without: Iterable[str] = (), only: Iterable[str] =
 
     Returns the chosen entries, without comments.
     """
-    entries = [line.strip() for line in re.sub(r"\\\n\s*", "", requirements).splitlines()]
     left_out, kept = {_normal(name) for name in without}, {_normal(name) for name in only}
-    named = {_normal(re.split(r"[=\[;\s]", line)[0]): line for line in entries if line and not line.startswith("#")}
-    return "".join(f"{line}\n" for name, line in named.items() if name not in left_out and name in (kept or named))
+    return "".join(
+        f"{line}\n" for name, line in _entries(requirements) if name not in left_out and (not kept or name in kept)
+    )
+
+
+def names(requirements: str) -> list[str]:
+    """Return the names of a lock file's packages, in their order."""
+    return list(dict(_entries(requirements)))
+
+
+def _entries(requirements: str) -> list[tuple[str, str]]:
+    """Return each package with its line; one that has versions for several Pythons has a line for each."""
+    lines = [line.strip() for line in re.sub(r"\\\n\s*", "", requirements).splitlines()]
+    return [(_normal(re.split(r"[=\[;\s]", line)[0]), line) for line in lines if line and not line.startswith("#")]
 
 
 def digest(selected: str, python: str) -> str:

@@ -37,6 +37,24 @@ def test_packages_are_left_out_and_chosen_by_any_spelling():
     assert venv.select(LOCK, without=["alpha"], only=["alpha"]) == ""
 
 
+def test_a_package_with_a_version_for_each_python_keeps_both():
+    lock = "one==1 ; python_full_version < '3.12' \\\n  --hash=sha256:a\none==2 ; python_full_version >= '3.12'\nB_b==1"
+    assert venv.select(lock, without=["b-b"]).splitlines() == [
+        "one==1 ; python_full_version < '3.12' --hash=sha256:a",
+        "one==2 ; python_full_version >= '3.12'",
+    ]
+    assert venv.names(lock) == ["one", "b-b"]
+
+
+def test_the_master_has_what_every_host_has_and_the_plots_besides(checkout):
+    """Were a package of another version on the master, its environment would be another Salt than the hosts'."""
+    every, master = ((checkout / f"requirements/{name}.txt").read_text() for name in ("salt", "master"))
+    besides = venv.select(master, without=venv.names(every))
+    assert set(venv.select(every).splitlines()) <= set(venv.select(master).splitlines())
+    assert "matplotlib" in venv.names(besides)
+    assert "salt" not in venv.names(besides)
+
+
 def test_the_digest_follows_packages_and_python():
     assert venv.digest("a", "python3") == venv.digest("a", "python3")
     assert len({venv.digest(*pair) for pair in (("a", "python3"), ("b", "python3"), ("a", "python3.11"))}) == 3
