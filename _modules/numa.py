@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
+from aiplatform import cgroups
 from aiplatform import numa as planner
 from aiplatform.errors import NotFoundError
 
@@ -15,7 +17,8 @@ INIT = 1
 
 
 def topology() -> dict[str, Any]:
-    """Return the nodes (usable CPUs, the first CPU of each core, memory in bytes) and the CPUs that are offline.
+    """Return the nodes (usable CPUs, the first CPU of each core, memory in bytes), the CPUs that are offline, and what
+    the control groups of all services allow (CPUs, bytes of memory; None: no limit).
 
     CLI Example:
 
@@ -28,6 +31,7 @@ def topology() -> dict[str, Any]:
         "numa": host.numa,
         "nodes": {number: asdict(node) for number, node in host.nodes.items()},
         "offline": list(host.offline),
+        "limits": asdict(host.limits),
     }
 
 
@@ -54,7 +58,7 @@ def plan(instances: dict[str, Any] | None = None, sizes: dict[str, int] | None =
 
 
 def residency(instance: str = "", pid: int = 0) -> list[dict[str, Any]]:
-    """Return for each model runner the bytes it holds on each node, and the share on its own node.
+    """Return for each model runner the bytes of model it holds on each node, and the share on its own node.
 
     instance
         One of ``ollama:instances``; all its runners.
@@ -80,5 +84,35 @@ def residency(instance: str = "", pid: int = 0) -> list[dict[str, Any]]:
     return [planner.residency(runner, node) | {"weights": weights} for runner, weights in sorted(found.items())]
 
 
+def remote(instance: str) -> list[dict[str, Any]]:
+    """Return those rows of ``residency`` whose share on their own node is below pillar ``ollama:local_share``.
+
+    Such a model is slow. Unload it, ``evict`` its weights and load it again; where that does not help, its node is full.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server numa.remote node1
+    """
+    least = __pillar__["ollama"]["local_share"]
+    return [row for row in residency(instance) if row["local_share"] is not None and row["local_share"] < least]
+
+
+def evict(path: str) -> dict[str, Any]:
+    """Drop weights from the page cache, so that who reads them next has them in its own node's memory.
+
+    path
+        The file, as ``residency`` names it. What a process has mapped stays: unload the model first.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server numa.evict /mnt/ai_data/ollama_models/blobs/sha256-...
+    """
+    return {"bytes": planner.evict(Path(path))}
+
+
 def _host() -> planner.Topology:
-    return planner.topology(allowed=os.sched_getaffinity(INIT))
+    return replace(planner.topology(allowed=os.sched_getaffinity(INIT)), limits=cgroups.limits(INIT))

@@ -1,17 +1,20 @@
 """Which CPUs and which memory each Ollama instance gets, computed from what the kernel says about the host.
 
-Nothing here changes anything: a topology is read from sysfs, a plan is computed from it and from the pillar's
-instances, and the pages of a running process are counted. Why the plans look as they do: ``docs/numa.md``.
+A topology is read from sysfs, a plan is computed from it and from the pillar's instances, the pages of a running
+process are counted, and weights that lie in the wrong memory are dropped from the page cache. Why the plans look as
+they do: ``docs/numa.md``.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aiplatform.cgroups import Limits
 from aiplatform.errors import PlatformError
 
 SYSFS = Path("/sys/devices/system")
@@ -20,6 +23,8 @@ CPU_CHOICES = ("physical", "all")
 _MEMORY = re.compile(r"(MemTotal|MemFree):\s+(\d+) kB")
 _PAGES = re.compile(r"\bN(\d+)=(\d+)")
 _PAGE_SIZE = re.compile(r"\bkernelpagesize_kB=(\d+)")
+# A file that is mapped and is no weights.
+_OTHER_FILE = re.compile(r"\bfile=(?!\S*/blobs/)")
 
 
 class NumaError(PlatformError):
@@ -43,12 +48,16 @@ class Node:
 
 @dataclass(frozen=True)
 class Topology:
-    """The nodes of a host, by number; ``numa`` is False where the kernel knows of none (then all is node 0)."""
+    """The nodes of a host, by number; ``numa`` is False where the kernel knows of none (then all is node 0).
+
+    ``limits`` are those of the control groups that all services are in.
+    """
 
     nodes: Mapping[int, Node]
     cores: Mapping[int, int]
     offline: tuple[int, ...]
     numa: bool = True
+    limits: Limits = field(default_factory=Limits)
 
     def physical(self, cpus: Iterable[int]) -> tuple[int, ...]:
         """Return the first CPU of each core among these CPUs."""
@@ -156,7 +165,7 @@ def plan(
     :param sizes: bytes that the slots of an instance need in memory; what is not named is not checked.
     :param reserve: bytes of each node that are not for models.
     :raises NumaError: naming every misfit: unknown node, CPUs that are offline, elsewhere or none at all, one CPU in
-        two instances, a node that cannot hold its slots.
+        two instances, a node or control group that cannot hold its slots, more threads than a control group lets run.
     """
     problems: list[str] = []
     bindings: dict[str, Binding] = {}
@@ -166,6 +175,7 @@ def plan(
         except NumaError as err:
             problems.append(err.what)
     problems += _overlaps(bindings) + _shortages(host, bindings, sizes or {}, reserve)
+    problems += _beyond_limits(host.limits, bindings, sizes or {})
     if problems:
         raise NumaError(
             "Ollama's instances do not fit this host: " + "; ".join(problems),
@@ -272,6 +282,17 @@ def _shortages(host: Topology, bindings: Mapping[str, Binding], sizes: Mapping[s
     return problems
 
 
+def _beyond_limits(limits: Limits, bindings: Mapping[str, Binding], sizes: Mapping[str, int]) -> list[str]:
+    """Threads that wait for a quota stall those that run, like one thread too many does."""
+    problems = []
+    threads, need = sum(one.num_thread for one in bindings.values()), sum(sizes.get(name, 0) for name in bindings)
+    if limits.cpus is not None and threads > limits.cpus:
+        problems.append(f"{threads} threads, and the control group lets {limits.cpus:g} CPUs run: give lists of fewer")
+    if limits.memory is not None and need > limits.memory:
+        problems.append(f"the control group cannot hold the slots: {_gib(need)} needed, {_gib(limits.memory)} allowed")
+    return problems
+
+
 def _gib(size: int) -> str:
     return f"{size / 2**30:.1f} GiB"
 
@@ -291,9 +312,14 @@ def _note_shared_cores(host: Topology, bindings: dict[str, Binding]) -> dict[str
 
 
 def pages_by_node(numa_maps: str) -> dict[int, int]:
-    """Return the bytes that a process holds on each node, out of its ``numa_maps``."""
+    """Return the bytes of its own memory and of weights that a process has on each node, out of its ``numa_maps``.
+
+    The pages of programs and libraries are not counted: all processes share them, where the first of them ran.
+    """
     held: dict[int, int] = {}
     for line in numa_maps.splitlines():
+        if _OTHER_FILE.search(line):
+            continue
         size = _PAGE_SIZE.search(line)
         for node, pages in _PAGES.findall(line):
             held[int(node)] = held.get(int(node), 0) + int(pages) * 1024 * (int(size.group(1)) if size else 4)
@@ -328,6 +354,25 @@ def residency(pid: int, node: int | None, proc: Path = PROC) -> dict[str, Any]:
     cpus = re.search(r"^Cpus_allowed_list:\s*(\S+)", status, re.MULTILINE)
     share = held.get(node, 0) / total if node is not None and total else None
     return {"pid": pid, "cpus": cpus.group(1) if cpus else "", "bytes": held, "local_share": share}
+
+
+def evict(path: Path) -> int:
+    """Drop a file from the page cache, so that its next reader gets it into its own node's memory; returns its bytes.
+
+    Its pages stay where they are as long as a process has them mapped: unload the model first.
+
+    :raises NumaError: the file cannot be read.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as err:
+        raise NumaError("The weights cannot be read", where=str(path), actual=err.strerror) from err
+    try:
+        os.fdatasync(handle)  # pages that are not written yet would stay
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        return os.fstat(handle).st_size
+    finally:
+        os.close(handle)
 
 
 def _text_of(path: Path) -> str:

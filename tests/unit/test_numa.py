@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from aiplatform import numa
-from tests.unit.sysfs_trees import GIB, Server, write
+from aiplatform import cgroups, numa
+from tests.unit.sysfs_trees import GIB, MACHINES, Server, write
 
 SHAPES = [
     Server(sockets=sockets, threads=threads, interleaved=interleaved, cores_per_node=cores)
@@ -41,7 +43,7 @@ def host(tmp_path):
 
 
 def test_there_are_enough_servers():
-    assert len({name_of(server) for server in SERVERS}) >= 40
+    assert len({name_of(server) for server in SERVERS}) + len(MACHINES) >= 40
 
 
 @pytest.mark.parametrize("server", SERVERS, ids=name_of)
@@ -74,6 +76,57 @@ def test_only_allowed_cpus_are_planned(host, server):
     plans = numa.plan(host(server, allowed), one_each(server))
     assert {cpu for binding in plans.values() for cpu in binding.cpus} == allowed
     assert list(plans["i0"].physical) == server.physical(0, allowed)
+
+
+def some_instances(chance: random.Random, nodes: list[int], cpus: list[int]) -> dict[str, dict]:
+    """Instances as somebody may write them: mostly sensible, some on a node that is not there or on strange CPUs."""
+    return {
+        f"i{number}": {
+            "numa_node": chance.choice([*nodes, *nodes, *nodes, None, 99]),
+            "cpus": chance.choice(["physical", "all", chance.sample(cpus, min(len(cpus), chance.randint(1, 3)))]),
+            "membind": chance.random() < 0.2,
+        }
+        for number in range(chance.randint(1, 4))
+    }
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_whatever_is_asked_no_cpu_is_in_two_instances_or_off_its_node(tmp_path, name):
+    """Of 200 requests a tree, each is refused or kept to the letter."""
+    machine, chance = MACHINES[name], random.Random(name)
+    topology = numa.topology(machine.build(tmp_path), set(numa.parse_list(machine.allowed)) or None)
+    everywhere = set().union(*(machine.usable(node) for node in machine.nodes))
+    outcomes = []
+    for _ in range(200):
+        wanted = some_instances(chance, list(machine.nodes), sorted(everywhere))
+        try:
+            plans = numa.plan(topology, wanted)
+        except numa.NumaError:
+            outcomes.append("refused")
+            continue
+        outcomes.append("planned")
+        given = [cpu for binding in plans.values() for cpu in binding.cpus]
+        assert len(given) == len(set(given)), wanted
+        for key, binding in plans.items():
+            node = wanted[key]["numa_node"]
+            assert set(binding.cpus) <= (everywhere if node is None else machine.usable(node)), wanted
+            assert 1 <= binding.num_thread <= len(binding.cpus)
+            assert wanted[key]["cpus"] in ("physical", "all") or set(binding.cpus) == set(wanted[key]["cpus"])
+    assert set(outcomes) == {"planned", "refused"}
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_each_node_with_processors_can_have_an_instance(tmp_path, name):
+    machine = MACHINES[name]
+    topology = numa.topology(machine.build(tmp_path), set(numa.parse_list(machine.allowed)) or None)
+    for node in machine.nodes:
+        if machine.usable(node):
+            plan = numa.plan(topology, {"a": {"numa_node": node}})["a"]
+            assert set(plan.cpus) == machine.usable(node)
+            assert bool(plan.warnings) == (machine.nodes[node][1] == 0)
+        else:
+            with pytest.raises(numa.NumaError, match=f"node {node} has no CPU that may be used"):
+                numa.plan(topology, {"a": {"numa_node": node}})
 
 
 def test_the_reference_server(host):
@@ -191,6 +244,60 @@ def test_instances_of_one_node_share_its_memory(host):
         numa.plan(host(Server(sockets=1)), instances, {"a": 35 * GIB, "b": 35 * GIB})
 
 
+# -- control groups -----------------------------------------------------------------------------------------------
+
+LIMITED = {
+    "none at all": ("0::/init.scope", {}, (None, None)),
+    "version 2, none": ("0::/", {"cpu.max": "max 100000", "memory.max": "max"}, (None, None)),
+    "version 2, of a container": ("0::/", {"cpu.max": "250000 100000", "memory.max": str(8 * GIB)}, (2.5, 8 * GIB)),
+    "version 2, the least on the way up": (
+        "0::/a/b",
+        {"a/cpu.max": "200000 100000", "a/b/cpu.max": "300000 100000", "a/memory.max": "max", "a/b/memory.max": "4096"},
+        (2.0, 4096),
+    ),
+    "version 2, of others": ("0::/a", {"b/cpu.max": "100000 100000"}, (None, None)),
+    "version 1": (
+        "4:cpu,cpuacct:/a\n3:memory:/a\n1:name=systemd:/a",
+        {
+            "cpu,cpuacct/a/cpu.cfs_quota_us": "150000",
+            "cpu,cpuacct/a/cpu.cfs_period_us": "100000",
+            "memory/a/memory.limit_in_bytes": str(4 * GIB),
+            "memory/memory.limit_in_bytes": "9223372036854771712",
+        },
+        (1.5, 4 * GIB),
+    ),
+    "version 1, none": ("4:cpu,cpuacct:/", {"cpu,cpuacct/cpu.cfs_quota_us": "-1"}, (None, None)),
+}
+
+
+@pytest.mark.parametrize("name", LIMITED)
+def test_limits_of_control_groups_are_read(tmp_path, name):
+    listing, files, expected = LIMITED[name]
+    write(tmp_path / "proc/1/cgroup", listing)
+    for path, text in files.items():
+        write(tmp_path / "cgroup" / path, text)
+    assert cgroups.limits(1, tmp_path / "proc", tmp_path / "cgroup") == cgroups.Limits(*expected)
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        (cgroups.Limits(cpus=7.9), r"8 threads, and the control group lets 7\.9 CPUs run: give lists of fewer"),
+        (cgroups.Limits(memory=9 * GIB), r"control group cannot hold the slots: 10\.0 GiB needed, 9\.0 GiB allowed"),
+        (cgroups.Limits(cpus=8, memory=10 * GIB), ""),
+    ],
+)
+def test_what_a_control_group_does_not_allow_is_refused(host, limits, says):
+    topology = host(Server(sockets=2))
+    limited = numa.Topology(**{**vars(topology), "limits": limits})
+    instances, sizes = one_each(Server(sockets=2)), {"i0": 4 * GIB, "i1": 6 * GIB}
+    if not says:
+        assert numa.plan(limited, instances, sizes)
+        return
+    with pytest.raises(numa.NumaError, match=says):
+        numa.plan(limited, instances, sizes)
+
+
 # -- odd kernels --------------------------------------------------------------------------------------------------
 
 
@@ -246,7 +353,29 @@ def process(proc: Path, pid: int, parent: int, *words: str) -> None:
 
 
 def test_pages_are_counted_in_their_own_size():
-    assert numa.pages_by_node(MAPS) == {0: 35 * 4096, 1: 75 * 4096 + 2 * 2048 * 1024}
+    """Those of the program are not: whoever ran it first has them."""
+    assert numa.pages_by_node(MAPS) == {0: 25 * 4096, 1: 75 * 4096 + 2 * 2048 * 1024}
+
+
+def test_mapped_weights_are_counted():
+    line = "7f00 default file=/mnt/models/blobs/sha256-aa mapped=9 N1=9 kernelpagesize_kB=4"
+    assert numa.pages_by_node(line) == {1: 9 * 4096}
+
+
+def test_weights_that_were_read_are_dropped_from_the_page_cache(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(os.urandom(8 << 20))
+    assert cached_pages(path) == 2048
+    assert numa.evict(path) == 8 << 20
+    assert cached_pages(path) == 0
+    with pytest.raises(numa.NumaError, match="gone"):
+        numa.evict(tmp_path / "gone")
+
+
+def cached_pages(path: Path) -> int:
+    """How many pages of a file are in memory, by the kernel's own list (util-linux)."""
+    argv = ["fincore", "--bytes", "--noheadings", "--output", "PAGES", str(path)]
+    return int(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
 
 
 def test_runners_are_children_with_a_model(tmp_path):
@@ -262,7 +391,7 @@ def test_residency_tells_the_local_share(tmp_path):
     write(tmp_path / "11/numa_maps", MAPS)
     found = numa.residency(11, 1, tmp_path)
     assert found["cpus"] == "1,3"
-    assert found["local_share"] == pytest.approx(1099 / 1134)
+    assert found["local_share"] == pytest.approx(1099 / 1124)
     assert numa.residency(11, None, tmp_path)["local_share"] is None
 
 

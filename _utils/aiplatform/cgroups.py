@@ -1,0 +1,67 @@
+"""What the control groups around a host's services allow them, of either version of the kernel's interface."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+PROC = Path("/proc")
+# Version 1 writes "no limit" as the greatest number of whole pages; no machine has this much (1 EiB).
+NO_LIMIT = 2**60
+
+
+@dataclass(frozen=True)
+class Limits:
+    """CPUs (as many as may run at once, on average) and bytes of memory, in all; None: no limit."""
+
+    cpus: float | None = None
+    memory: int | None = None
+
+
+def limits(pid: int = 1, proc: Path = PROC, cgroups: Path = CGROUPS) -> Limits:
+    """Return the least limits of a process's groups and of those above them.
+
+    :param pid: services inherit from process 1, also in a container.
+    :param proc: where the process's ``cgroup`` is.
+    :param cgroups: where the groups are mounted.
+    """
+    cpus, memory = [], []
+    for folder in _folders(_text(proc / str(pid) / "cgroup"), cgroups):
+        cpus.append(_cpus(folder))
+        memory.append(_number(_text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes")))
+    return Limits(
+        min((found for found in cpus if found), default=None),
+        min((found for found in memory if found and found < NO_LIMIT), default=None),
+    )
+
+
+def _folders(listing: str, cgroups: Path) -> Iterator[Path]:
+    for line in listing.splitlines():
+        _, controllers, path = line.split(":", 2)
+        root = cgroups / controllers.removeprefix("name=")
+        group = root / path.strip("/")
+        yield group
+        # What is above the mounted root cannot be seen from here.
+        yield from (above for above in group.parents if above.is_relative_to(root))
+
+
+def _cpus(folder: Path) -> float | None:
+    quota, _, period = _text(folder / "cpu.max").partition(" ")
+    quota = quota or _text(folder / "cpu.cfs_quota_us")
+    period = period or _text(folder / "cpu.cfs_period_us")
+    allowed, window = _number(quota), _number(period)
+    return allowed / window if allowed and window else None
+
+
+def _number(text: str) -> int | None:
+    """``max`` and -1 are no limit."""
+    return int(text) if text.isdecimal() else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
