@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from salt.exceptions import CommandExecutionError
+from saltext.vault.utils import vault
+from saltext.vault.utils.vault.exceptions import VaultException, VaultNotFoundError
 
 from aiplatform.errors import NotFoundError, PlatformError
 
@@ -43,3 +45,33 @@ def read(path: str, key: str) -> str:
             hint="salt-run vault_server.status; salt-run vault_server.bootstrap makes what is missing",
         ) from err
     return str(found)
+
+
+def optional(path: str, key: str) -> str:
+    """Return a secret that a person may have put into Vault, or an empty text where it is not there.
+
+    That Vault cannot be asked is an error, not an absence; in a dry run it counts as absent.
+
+    path, key
+        A path of pillar ``vault.secrets``, and one of its keys.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local platform_secret.optional openclaw telegram_token
+    """
+    full = f"{__pillar__['vault']['mount']}/{__pillar__['platform']['slug']}/{path}"
+    try:
+        return str(vault.read_kv(full, __opts__, __context__).get(key) or "")
+    except VaultNotFoundError:
+        return ""
+    except (VaultException, CommandExecutionError, OSError) as err:
+        if __opts__["test"]:
+            return ""
+        raise PlatformError(
+            "Vault cannot be asked for a secret",
+            where=f"{full} {key}",
+            actual=str(err),
+            hint="salt-run vault_server.status",
+        ) from err

@@ -22,6 +22,7 @@ LINKS = {
     "salt/_modules": "../_modules",
     "salt/_states": "../_states",
     "salt/_utils": "../_utils",
+    "salt/openclaw/files/requirements.txt": "../../../requirements/openclaw.txt",
     "salt/salt_minion/files/minion": "../../../etc/minion/minion",
     "salt/salt_minion/files/requirements.txt": "../../../requirements/salt.txt",
     "salt/salt_minion/files/salt-minion.service": "../../../etc/systemd/salt-minion.service",

@@ -115,6 +115,7 @@ def compile_state(options, pillars, server):
         """What a state asks about its host while it is rendered: a server with two nodes, and no Vault."""
         functions["vault.get_server_config"] = lambda: {"verify": "PEM"}
         functions["vault.read_secret"] = lambda path, key=None, **kwargs: f"secret of {path}"
+        functions["platform_secret.optional"] = lambda path, key: f"secret of {path}"
         functions["numa.plan"] = lambda: {
             name: asdict(binding)
             for name, binding in numa.plan(server, pillars["ai_server"]["ollama"]["instances"]).items()
