@@ -1,0 +1,2 @@
+#!/bin/sh
+exec /qdrant/venv/bin/python -B /qdrant/qdrant_stand_in.py
