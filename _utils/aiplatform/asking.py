@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,11 +29,25 @@ def ask(url: str, model: str, tokens: int) -> Reply:
     try:
         chunks = list(ollama.Client(url).generate(model, "Say hello.", think=False, options={"num_predict": tokens}))
     except PlatformError as err:
-        return Reply(error=str(err))
+        return embed(url, model) if "does not support generate" in str(err) else Reply(error=str(err))
     counts = chunks[-1].data
     seconds = counts.get("eval_duration", 0) / 1e9
     count = int(counts.get("eval_count", 0))
     return Reply(count, count / seconds if seconds else 0.0)
+
+
+def embed(url: str, model: str) -> Reply:
+    """Ask an embedding model for one vector, which counts as a token.
+
+    url
+        The base URL of its instance.
+    """
+    begin = time.monotonic()
+    try:
+        vectors = ollama.Client(url).embed(model, ["Say hello."])
+    except PlatformError as err:
+        return Reply(error=str(err))
+    return Reply(len(vectors), len(vectors) / max(time.monotonic() - begin, 1e-6))
 
 
 def ask_all(names: Mapping[str, str], tokens: int) -> dict[str, Reply]:

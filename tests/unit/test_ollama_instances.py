@@ -88,11 +88,11 @@ def test_environment(described):
 
 
 def test_the_loaded_limit_leaves_room_beside_the_slots(settings):
-    # Three slots each, an embedding model and one incoming.
-    assert instances.loaded_limit(settings, "node1") == 5
+    # Three slots each, one of a client's and one incoming; on node1 the embedding model too.
+    assert instances.loaded_limit(settings, "node1") == 6
     settings["aliases"]["own"] = {"model": "tiny:1", "instance": "node1"}
     settings["aliases"]["same"] = {"model": "tiny:1", "instance": "node1"}
-    assert instances.loaded_limit(settings, "node1") == 6
+    assert instances.loaded_limit(settings, "node1") == 7
     assert instances.loaded_limit(settings, "node0") == 5
 
 

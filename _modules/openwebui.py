@@ -1,0 +1,60 @@
+"""Open WebUI on this host: the settings of its container."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from aiplatform import webui
+
+
+def environment(bundle: str) -> dict[str, str]:
+    """Return the environment of the container, its secrets apart.
+
+    bundle
+        The file with the authorities to trust, as the container sees it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server openwebui.environment /etc/ssl/certs/ca-certificates.crt
+    """
+    return webui.environment(__pillar__, bundle)
+
+
+def command() -> list[str]:
+    """Return the container's command: the application with the platform's rules.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server openwebui.command
+    """
+    serve = ["python3", "-m", "uvicorn", "platform_app:app", "--host", "0.0.0.0", "--port", "8080"]  # noqa: S104
+    return [*serve, "--forwarded-allow-ips", ",".join(webui.proxies(__pillar__)) or "127.0.0.1"]
+
+
+def hosts() -> dict[str, str]:
+    """Return the names that the container finds without DNS: that of the sign-on, at the proxy.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server openwebui.hosts
+    """
+    return webui.known_hosts(__pillar__)
+
+
+def database_url(password: str) -> str:
+    """Return the address of the database; called in an SLS only, since it returns what it is given.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local openwebui.database_url '<password>'
+    """
+    database = __pillar__["openwebui"]["database"]
+    return f"postgresql://{database['user']}:{quote(password, safe='')}@{database['host']}/{database['name']}"

@@ -1,0 +1,93 @@
+# Open WebUI, the chat: a container before the Ollama instances, Keycloak's sign-on, PostgreSQL and Qdrant. All its settings
+# are made here; what an administrator changes in its pages lasts until the next start.
+include:
+  - containers
+  - trust
+{% set openwebui = pillar.openwebui %}
+{% set folder = salt["platform_container.folder"]("openwebui") %}
+{% set data = pillar.platform.data_root ~ "/open-webui" %}
+openwebui-data:
+  file.directory:
+    - name: {{ data }}
+    - user: {{ openwebui.uid }}
+    - group: {{ openwebui.uid }}
+    - mode: "0700"
+    - makedirs: true
+
+openwebui-files:
+  file.directory:
+    - name: {{ folder }}
+    - user: {{ openwebui.uid }}
+    - group: {{ openwebui.uid }}
+    - mode: "0500"
+    - require:
+      - file: containers-folder
+
+openwebui-rules:
+  file.managed:
+    - name: {{ folder }}/platform_app.py
+    - source: salt://openwebui/files/platform_app.py
+    - user: {{ openwebui.uid }}
+    - group: {{ openwebui.uid }}
+    - mode: "0400"
+    - require:
+      - file: openwebui-files
+
+openwebui-authorities:
+  file.managed:
+    - name: {{ folder }}/authorities.crt
+    - source: {{ salt["platform_ca.bundle"]() }}
+    - user: {{ openwebui.uid }}
+    - group: {{ openwebui.uid }}
+    - mode: "0400"
+    - show_changes: false
+    - require:
+      - file: openwebui-files
+      - sls: trust
+
+openwebui-secrets:
+  file.managed:
+    - name: {{ folder }}/secrets.env
+    - contents: {{ salt["platform_container.secrets_env"](
+        WEBUI_SECRET_KEY=salt["platform_secret.read"]("openwebui", "secret_key"),
+        WEBUI_ADMIN_PASSWORD=salt["platform_secret.read"]("openwebui", "admin_password"),
+        OAUTH_CLIENT_SECRET=salt["platform_secret.read"]("keycloak", "client_secret"),
+        OPENID_PROVIDER_URL=salt["platform_secret.read"]("keycloak", "oidc_url"),
+        QDRANT_API_KEY=salt["platform_secret.read"]("qdrant", "api_key"),
+        DATABASE_URL=salt["openwebui.database_url"](salt["platform_secret.read"]("databases", "openwebui")),
+      ) | json }}
+    - user: {{ openwebui.uid }}
+    - group: {{ openwebui.uid }}
+    - mode: "0400"
+    - show_changes: false
+    - require:
+      - file: openwebui-files
+
+openwebui:
+  platform_container.running:
+    - image: {{ salt["platform_container.image"]("openwebui") }}
+    - user: "{{ openwebui.uid }}:{{ openwebui.uid }}"
+    - memory_mib: {{ openwebui.memory_mib }}
+    - files: {{ folder }}
+    - secrets: true
+    - command: {{ salt["openwebui.command"]() | json }}
+    - environment: {{ salt["openwebui.environment"]("/run/platform/authorities.crt") | json }}
+    - publish: ["{{ pillar.address }}:{{ openwebui.port }}:8080"]
+    - volumes:
+        {{ data }}: /app/backend/data
+    - tmpfs:
+        /tmp: size=256m
+    - hosts: {{ salt["openwebui.hosts"]() | json }}
+    - health:
+        test: [python3, -c, "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/ready', timeout=4)"]
+        interval: 10
+        timeout: 5
+        start_period: 180
+        retries: 3
+    - timeout: {{ openwebui.ready_timeout }}
+    - require:
+      - sls: containers
+      - file: openwebui-data
+      - file: openwebui-rules
+      - file: openwebui-authorities
+      - file: openwebui-secrets
