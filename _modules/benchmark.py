@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from aiplatform import (
+    choice,
+    measure_better,
+    measure_code,
+    measure_host,
+    measure_memory,
+    measure_model,
+    measure_progress,
+    measure_run,
+    ollama,
+    scoring,
+    settle,
+    slots,
+)
 from aiplatform import measure as measuring
-from aiplatform import measure_run, ollama, scoring, settle, slots
 from aiplatform.errors import PlatformError
 
 log = logging.getLogger(__name__)
 
 SUITE = "salt://benchmark/suite/suite.yaml"
 PROGRESS = "ai_platform/benchmark/progress"
+_RESULTS = "results.json"
+_MEMORY = "memory.json"
 
 
 def wanted_models() -> list[str]:
@@ -37,6 +53,8 @@ def wanted_models() -> list[str]:
 def plan(models: list[str] | None = None, fresh: bool | None = None) -> dict[str, Any]:
     """Return what a run would measure, what it keeps, and what it leaves out and why. Asks no model anything.
 
+    ``recommended`` are the models that ``pull_if_better`` would fetch, each with why: known when all else is measured.
+
     models
         Only these; pillar ``benchmark:models`` where it is left out.
     fresh
@@ -48,11 +66,13 @@ def plan(models: list[str] | None = None, fresh: bool | None = None) -> dict[str
 
         salt ai_server benchmark.plan
     """
-    found = _plan(_pillar(models, fresh), _conditions())
+    pillar, conditions = _pillar(models, fresh), _conditions()
+    found = _plan(pillar, conditions)
     return {
         "measure": {task.model: task.instance for task in found.tasks},
         "keep": list(found.kept),
         "skip": dict(found.skipped),
+        "recommended": {} if found.tasks else _recommended(pillar, conditions),
     }
 
 
@@ -60,7 +80,8 @@ def measure(models: list[str] | None = None, fresh: bool | None = None) -> dict[
     """Measure what has not been measured under these conditions, and return the new figures by model.
 
     Instances work side by side, each answers one request at a time. Whatever is loaded is unloaded before, and the
-    warm-up units are restarted afterwards; where there is nothing to measure, nothing is touched.
+    warm-up units are restarted afterwards; where there is nothing to measure, nothing is touched. With pillar
+    ``benchmark:pull_if_better`` recommended models are fetched, measured, and deleted again where they earn no slot.
 
     models
         Only these; pillar ``benchmark:models`` where it is left out.
@@ -76,13 +97,13 @@ def measure(models: list[str] | None = None, fresh: bool | None = None) -> dict[
     pillar = _pillar(models, fresh)
     conditions = _conditions()
     found = _plan(pillar, conditions)
-    if not found.tasks:
+    if not found.tasks and not _recommended(pillar, conditions):
         return {}
     instances = sorted({slot["instance"] for slot in pillar["slots"].values()})
     try:
         for name in instances:
             __salt__["model_slots.unload_all"](name)
-        figures = _measure(pillar, conditions, found)
+        figures = _measure(pillar, conditions, found.tasks) | _try_recommended(pillar, conditions)
     finally:
         # Where measuring failed that is the error to be told, and this is only logged.
         cold = _warm_up(instances)
@@ -131,7 +152,50 @@ def results() -> dict[str, Any]:
     installed = [measuring.Installed(**row) for row in __salt__["model_slots.installed"]()]
     skipped = measuring.distinct(installed, __pillar__)[1]
     named = {name: why for name, why in skipped.items() if why != measuring.ALIAS}
-    return {"models": measuring.complete(_records()), "skipped": named}
+    return {"models": measuring.complete(_records(), __pillar__["benchmark"]), "skipped": named}
+
+
+def memory(instance: str, fresh: bool = False) -> dict[str, Any]:
+    """Return how fast an instance's CPUs read memory: ``gigabytes_per_second`` (10^9 bytes), ``cpus``, ``hardware``.
+
+    It is measured in about a second where it is not known, or ``fresh`` asks for it; the best figure is kept, since
+    whatever else the host does can only lower it. Returns ``{}`` where the instance's CPUs are not known.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server benchmark.memory node1 fresh=True
+    """
+    binding = __salt__["numa.plan"]()[instance]
+    cpus, known = list(binding.get("physical") or ()), _read(_MEMORY)
+    if not cpus:
+        return {}
+    here = {"cpus": cpus, "hardware": hardware()}
+    row = known.get(instance, {})
+    same = all(row.get(key) == value for key, value in here.items())
+    if fresh or not same:
+        speed = measure_memory.bandwidth(cpus)
+        best = max(speed, row["gigabytes_per_second"]) if same else speed
+        row = {**here, "gigabytes_per_second": round(best, 2)}
+        _write(_MEMORY, {**known, instance: row})
+    return row
+
+
+def roofline(model: str, instance: str) -> dict[str, Any]:
+    """Return what an instance's memory allows a model, as far as it has been measured; asks for no bandwidth itself.
+
+    ``tokens_per_second`` is the most, from ``gigabytes_per_second`` and ``bytes_per_token``; ``note`` says what of the
+    model is not read for every token. ``{}`` where the memory's speed, or the model's tensors, are not known.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server benchmark.roofline llama3.1:8b node1
+    """
+    found = _roofline(model, instance, _read(_MEMORY).get(instance, {}))
+    return {**vars(found), "tokens_per_second": found.tokens_per_second} if found else {}
 
 
 def choose(test: bool = False) -> dict[str, Any]:
@@ -209,7 +273,7 @@ def _known() -> dict[str, dict[str, Any]]:
     """Return the records by weights digest: this host's own, and those of a kept selection made on equal hardware."""
     selection = __pillar__.get("selection") or {}
     kept = {
-        row["measured"]["weights_digest"]: {"model": name, "kind": row["category"], **row["measured"]}
+        row["measured"]["weights_digest"]: {"model": name, **row["measured"]}
         for name, row in selection.get("all_metrics", {}).items()
         if row.get("measured", {}).get("weights_digest")
     }
@@ -220,12 +284,12 @@ def _known() -> dict[str, dict[str, Any]]:
 # -- what is kept -------------------------------------------------------------------------------------------------
 
 
-def _path() -> Path:
-    return Path(__pillar__["benchmark"]["state_dir"]) / "results.json"
-
-
 def _records() -> dict[str, dict[str, Any]]:
-    path = _path()
+    return _read(_RESULTS)
+
+
+def _read(name: str) -> dict[str, dict[str, Any]]:
+    path = Path(__pillar__["benchmark"]["state_dir"]) / name
     if not path.is_file():
         return {}
     try:
@@ -236,55 +300,136 @@ def _records() -> dict[str, dict[str, Any]]:
         ) from err
 
 
-def _keep(records: dict[str, dict[str, Any]]) -> None:
-    path = _path()
+def _write(name: str, content: dict[str, dict[str, Any]]) -> None:
+    path = Path(__pillar__["benchmark"]["state_dir"]) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(records, indent=1, sort_keys=True), encoding="utf-8")
+    draft.write_text(json.dumps(content, sort_keys=True), encoding="utf-8")
     draft.replace(path)
 
 
 # -- the run ------------------------------------------------------------------------------------------------------
 
 
-def _measure(pillar: dict[str, Any], conditions: dict[str, Any], found: measuring.Plan) -> dict[str, Any]:
-    suite, records = _suite(), _records()
-    tests = len(suite["prompts"]) + 1
+def _measure(
+    pillar: dict[str, Any], conditions: dict[str, Any], tasks: Sequence[measuring.Task]
+) -> dict[str, dict[str, Any]]:
+    """Measure the tasks, keeping each answer as it comes, and return the new figures by model."""
+    suite, settings, records = _suite(), pillar["benchmark"], _records()
+    _refuse_unexecutable(settings)
+    used = {slot["instance"] for slot in pillar["slots"].values()} if tasks else set()
+    speeds = {name: memory(name, fresh=True) for name in sorted(used)}
+    places = {name: _place(name, settings) for name in sorted(used)}
 
-    def make_job(task: measuring.Task) -> measuring.Job:
+    def make_job(task: measuring.Task) -> measure_model.Job:
         here = conditions[task.instance]
         options = {key: here[key] for key in slots.LOAD_OPTIONS if here[key] is not None}
-        return measuring.Job(task, suite, pillar["benchmark"], here, options)
+        roof = _roofline(task.model, task.instance, speeds[task.instance])
+        return measure_model.Job(task, suite, settings, here, options, roofline=roof, **places[task.instance])
+
+    pace = measure_progress.Pace({task.model: task for task in tasks}, _tests(suite, settings))
 
     def keep(task: measuring.Task, record: dict[str, Any]) -> None:
         records[task.weights_digest] = record
-        _keep(records)
-        _announce(task, record, tests)
+        _write(_RESULTS, records)
+        _announce(task, record, pace)
 
     clients = {name: __salt__["model_slots.client"](name) for name in conditions}
-    run = measure_run.Run(clients, make_job, keep)
-    done = run.measure(found.tasks, records, pillar["slots"])
-    return {model: _figures(record) for model, record in done.items()}
+    done = measure_run.Run(clients, make_job, keep).measure(tasks, records, pillar["slots"])
+    return {model: _figures(measuring.row(record, settings), record["kind"]) for model, record in done.items()}
 
 
-def _figures(record: dict[str, Any]) -> dict[str, Any]:
-    keys = ("tokens_per_second", "ttft_ms", "coding_quality", "general_quality")
-    figures = {key: round(record[key], 3) for key in keys}
-    return {**figures, **{key: record[key] for key in ("kind", "instance", "failed") if key in record}}
+def _tests(suite: dict[str, Any], settings: dict[str, Any]) -> int:
+    return (len(suite["prompts"]) + 1) * settings["repeats"]
 
 
-def _announce(task: measuring.Task, record: dict[str, Any], tests: int) -> None:
+def _refuse_unexecutable(settings: dict[str, Any]) -> None:
+    why = measure_code.available() if settings["execute_code"] else "benchmark:execute_code is false"
+    if settings["scoring"] == scoring.EXECUTION and why:
+        raise PlatformError(
+            "The code of answers cannot be run, and it is what the score is to come from",
+            where="benchmark:scoring",
+            expected="a host that systemd runs, and execute_code",
+            actual=why,
+            hint="set benchmark:scoring to markers",
+        )
+
+
+def _place(instance: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what looks at the instance's CPUs while it is measured, and what runs code on them."""
+    cpus = list(__salt__["numa.plan"]()[instance].get("cpus") or ())
+    unit = __pillar__["ollama"]["instances"][instance]["unit"]
+    server = int(__salt__["service.show"](unit).get("MainPID") or 0)
+    watch = measure_host.Watch(cpus, server, settings["disturbance"]) if cpus else None
+    runs = settings["execute_code"] and not measure_code.available()
+    return {
+        "watching": (lambda: watch) if watch else None,
+        "execute": (lambda tests, text: measure_code.execute(tests, text, cpus)) if runs else None,
+    }
+
+
+def _roofline(model: str, instance: str, speed: dict[str, Any]) -> measure_memory.Roofline | None:
+    if not speed:
+        return None
+    show = __salt__["model_slots.client"](instance).show(model, verbose=True)
+    size, note = measure_memory.bytes_per_token(show)
+    return measure_memory.Roofline(speed["gigabytes_per_second"], size, note) if size else None
+
+
+def _figures(row: dict[str, Any], kind: str) -> dict[str, Any]:
+    keys = ("tokens_per_second", "ttft_ms", "coding_quality", "general_quality", "roofline_share")
+    figures = {key: round(row[key], 3) for key in keys if row.get(key) is not None}
+    more = {key: row[key] for key in ("instance", "failed", "disturbed") if row.get(key)}
+    return {**figures, "kind": kind, **more}
+
+
+# -- recommended models -------------------------------------------------------------------------------------------
+
+
+def _recommended(pillar: dict[str, Any], conditions: dict[str, Any]) -> dict[str, str]:
+    """Return the models that ``pull_if_better`` fetches now, each with why."""
+    settings = pillar["benchmark"]
+    if not settings["pull_if_better"]:
+        return {}
+    names = [row["name"] for row in __salt__["model_slots.installed"]()]
+    return measure_better.wanted(_choice(pillar), names, _known(), settings, conditions)
+
+
+def _choice(pillar: dict[str, Any]) -> dict[str, Any]:
+    """Return what would be chosen of what this host knows."""
+    return choice.choose(pillar.get("selection") or {}, {__opts__["id"]: results()}, pillar["benchmark"])
+
+
+def _try_recommended(pillar: dict[str, Any], conditions: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Fetch one recommended model after the other while slots are not filled well; what earns none is deleted."""
+    figures: dict[str, dict[str, Any]] = {}
+    every = {**pillar, "benchmark": {**pillar["benchmark"], "models": [], "fresh": False}}
+    while wanted := [name for name in _recommended(every, conditions) if name not in figures]:
+        model = wanted[0]
+        __salt__["model_slots.pull"](model)
+        tasks = [
+            task for task in _plan(every, conditions).tasks if ollama.normalise(task.model) == ollama.normalise(model)
+        ]
+        figures |= {model: {}} | _measure(every, conditions, tasks)
+        if not measure_better.earns(model, _choice(every)):
+            __salt__["model_slots.client"](min(conditions)).delete(model)
+            figures[model]["deleted"] = "it earned no slot"
+    return figures
+
+
+def _announce(task: measuring.Task, record: dict[str, Any], pace: measure_progress.Pace) -> None:
     """Tell the master how far the run is."""
-    samples = record["samples"]
+    samples, done = record["samples"], "measured_at" in record
     last = next(reversed(samples), None)
     data = {
         "model": task.model,
         "instance": task.instance,
         "test": last,
         "tests_done": len(samples),
-        "tests": tests,
+        "tests": pace.tests,
         "tokens_per_second": round(samples[last].get("tokens_per_second", 0.0), 1) if last else None,
-        "done": "measured_at" in record,
+        "seconds_left": pace.left(task, len(samples), done),
+        "done": done,
     }
     log.info("Benchmark: %s", data)
     if __opts__.get("file_client") != "local":

@@ -12,7 +12,8 @@ from aiplatform.states import converge
 def measured(name: str) -> dict[str, Any]:
     """Measure every model of the store that has not been measured as it is now.
 
-    Pillar ``benchmark`` says what is measured and how; its keys ``models`` and ``fresh`` narrow and repeat a run.
+    Pillar ``benchmark`` says what is measured and how; its keys ``models`` and ``fresh`` narrow and repeat a run, and
+    ``pull_if_better`` fetches recommended models where slots are not filled well.
 
     .. code-block:: yaml
 
@@ -54,10 +55,11 @@ def _unmeasured() -> dict[str, Any]:
     pulls = __salt__["benchmark.to_be_pulled"]() if __opts__["test"] else []
     later = [model for model in pulls if normalise(model) not in known]
     try:
-        found = __salt__["benchmark.plan"]()["measure"]
+        found = __salt__["benchmark.plan"]()
     except InstanceDown:
         if not __opts__["test"]:
             raise
-        found = {}
-    changes = {model: f"to be measured on {instance}" for model, instance in found.items()}
+        found = {"measure": {}, "recommended": {}}
+    changes = {model: f"to be measured on {instance}" for model, instance in found["measure"].items()}
+    changes |= {model: f"to be fetched and measured: {why}" for model, why in found["recommended"].items()}
     return changes | dict.fromkeys(later, "to be measured once it is pulled")

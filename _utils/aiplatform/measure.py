@@ -1,52 +1,21 @@
-"""Measuring models: what to measure where, one request after the other, and what the answers come to."""
+"""What a benchmark measures where, what it keeps of an earlier run, and what it leaves out and why. Pure."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-from itertools import pairwise
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from aiplatform import scoring
 from aiplatform.errors import PlatformError
-from aiplatform.ollama import Chunk, Limits, OllamaError, normalise
+from aiplatform.ollama import normalise
 from aiplatform.slots import is_own_name
 
-NANOSECONDS = 1e9
-MILLISECONDS = 1000.0
+# What two measurements must have in common to be comparable.
 CONDITIONS = ("suite", "ollama_version", "hardware", "num_ctx", "num_thread")
-LATENCY = "latency"
 ALIAS = "an alias"
-
-
-class Instance(Protocol):
-    """What measuring needs of ``aiplatform.ollama.Client``, which says what each method does."""
-
-    def load(self, model: str, *, options: Mapping[str, Any], keep_alive: float, limits: Limits) -> None: ...  # noqa: D102
-    def unload(self, model: str, *, limits: Limits = ...) -> None: ...  # noqa: D102
-    def generate(self, model: str, prompt: str, *, limits: Limits = ..., **fields: Any) -> Iterator[Chunk]: ...  # noqa: D102
-    def health(self) -> bool: ...  # noqa: D102
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One answered prompt; times as a client of the instance sees them, rates as Ollama counts them.
-
-    ``error`` says why there is no answer; then ``text`` is None and the figures count as the worst.
-    """
-
-    text: str | None = None
-    error: str | None = None
-    ttft_ms: float | None = None
-    wall_s: float = 0.0
-    tokens: int = 0
-    tokens_per_second: float = 0.0
-    gap_ms: float | None = None
-    prompt_tokens: int = 0
-    finished: str | None = None
+# What of a record is for this host alone: the answers, and what follows from the rest.
+_PRIVATE = frozenset({"samples", "kind", "executed", "wall_s", "model_s"})
 
 
 @dataclass(frozen=True)
@@ -110,7 +79,7 @@ def plan(
         instance = instance_of(kind_before(model.name, record, settings), pillar["slots"])
         if wanted and normalise(model.name) not in wanted:
             skipped[model.name] = "not among benchmark:models"
-        elif not settings["fresh"] and is_current(record, instance, conditions[instance]):
+        elif not settings["fresh"] and is_current(record, instance, conditions[instance], settings):
             kept.append(model.name)
         else:
             tasks.append(Task(model.name, instance, model.size, model.weights_digest))
@@ -151,8 +120,18 @@ def _refuse_unknown(wanted: set[str], models: Iterable[Installed], skipped: Mapp
 
 def kind_before(model: str, record: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """Return the kind that a model is taken for before it is measured: by what is known of it, else by its name."""
-    override = scoring.override(model, settings)
-    return str(override or record.get("kind") or scoring.kind_by_name(model, settings) or scoring.GENERAL)
+    if override := scoring.override(model, settings):
+        return override
+    if "ttft_ms" in record and not record.get("failed"):
+        return kind_of(row(record, settings), settings)
+    return scoring.kind_by_name(model, settings) or scoring.GENERAL
+
+
+def kind_of(row: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Return the kind that a measured model's figures make it."""
+    figures = {key: row[key] for key in scoring.FIGURES}
+    scores = scoring.composite(ceiling=settings["toks_norm_ceiling"], **figures)
+    return scoring.kind(row["model"], scores, settings)
 
 
 def instance_of(kind: str, slots: Mapping[Any, Mapping[str, Any]]) -> str:
@@ -161,202 +140,43 @@ def instance_of(kind: str, slots: Mapping[Any, Mapping[str, Any]]) -> str:
     return str(slots[numbers[0]]["instance"])
 
 
-def is_current(record: Mapping[str, Any], instance: str, conditions: Mapping[str, Any]) -> bool:
+def is_current(
+    record: Mapping[str, Any], instance: str, conditions: Mapping[str, Any], settings: Mapping[str, Any]
+) -> bool:
     """Return whether a record is complete and was made on this instance under these conditions."""
-    return "ttft_ms" in record and _same_conditions(record, instance, conditions)
+    if "ttft_ms" not in record or not same_conditions(record, instance, conditions):
+        return False
+    if record.get("failed"):
+        return True
+    unexecuted = settings["scoring"] == scoring.EXECUTION and record.get("coding_quality_execution") is None
+    return len(record.get("repeats", ())) >= settings["repeats"] and not unexecuted
 
 
-def _same_conditions(record: Mapping[str, Any], instance: str, conditions: Mapping[str, Any]) -> bool:
+def same_conditions(record: Mapping[str, Any], instance: str, conditions: Mapping[str, Any]) -> bool:
+    """Return whether a record was made on this instance under these conditions."""
     wanted = {"instance": instance, **conditions}
     return all(record.get(key) == value for key, value in wanted.items())
 
 
-# -- one answer -----------------------------------------------------------------------------------------------------
+def row(record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of a complete record what the selection keeps: the figures and the conditions, not the answers.
 
-
-def answered(chunks: Iterable[Chunk], clock: Callable[[], float] = time.monotonic) -> Sample:
-    """Take in a streamed answer.
-
-    The first piece with any text, thinking included, ends the time to first token. Rates come from Ollama's own counts;
-    where it gave none, from the pieces and their times.
+    Its ``coding_quality``, over all and of each repeat, is the one that ``benchmark:scoring`` asks for.
     """
-    started = clock()
-    times: list[float] = []
-    text: list[str] = []
-    last: Mapping[str, Any] = {}
-    for chunk in chunks:
-        last = chunk.data
-        if last.get("response") or last.get("thinking"):
-            times.append(chunk.at)
-            text.append(str(last.get("response") or ""))
-    tokens = int(last.get("eval_count") or len(times))
-    gaps = [later - earlier for earlier, later in pairwise(times)]
-    return Sample(
-        text="".join(text),
-        ttft_ms=times[0] * MILLISECONDS if times else None,
-        wall_s=clock() - started,
-        tokens=tokens,
-        tokens_per_second=_rate(last, times),
-        gap_ms=statistics.median(gaps) * MILLISECONDS if gaps else None,
-        prompt_tokens=int(last.get("prompt_eval_count") or 0),
-        finished=last.get("done_reason"),
-    )
+    kept = {key: value for key, value in record.items() if key not in _PRIVATE}
+    if kept.get("repeats"):
+        kept["repeats"] = [_scored(one, settings) for one in kept["repeats"]]
+    return _scored(kept, settings)
 
 
-def _rate(last: Mapping[str, Any], times: Sequence[float]) -> float:
-    count, duration = last.get("eval_count"), last.get("eval_duration")
-    if count and duration:
-        return float(count) / (float(duration) / NANOSECONDS)
-    if len(times) > 1 and times[-1] > times[0]:
-        return (len(times) - 1) / (times[-1] - times[0])
-    return 0.0
+def _scored(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    asked = figures.get(f"coding_quality_{settings['scoring']}")
+    return {**figures} if asked is None else {**figures, "coding_quality": asked}
 
 
-def ask(instance: Instance, model: str, prompt: str, options: Mapping[str, Any], seconds: float) -> Sample:
-    """Ask one prompt and return its sample; a refusal or a timeout is a sample with an error.
-
-    options
-        Ollama's options, the load options included: without them the model would be loaded again.
-    seconds
-        The limit for the whole answer.
-
-    Raises ``OllamaError`` where the instance itself is gone: that says nothing about the model.
-    """
-    limits = Limits(read=seconds, total=seconds)
-    try:
-        return answered(instance.generate(model, prompt, limits=limits, think=False, options=dict(options)))
-    except OllamaError as err:
-        if not instance.health():
-            raise
-        return Sample(error=str(err), wall_s=seconds)
-
-
-# -- one model ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that measuring one model needs besides its instance."""
-
-    task: Task
-    suite: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    conditions: Mapping[str, Any]
-    load_options: Mapping[str, int]
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What each request carries: the same for every model, so that answers can be compared and repeated."""
-        fixed = {key: self.settings[key] for key in ("num_predict", "temperature", "seed")}
-        return {**fixed, **self.load_options}
-
-    @property
-    def seconds(self) -> float:
-        """The limit of one prompt."""
-        return scoring.timeout(self.task.size, self.settings)
-
-    def begun(self, record: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Return the record to fill: what an interrupted run left, if it was made under the same conditions."""
-        fits = record is not None and _same_conditions(record, self.task.instance, self.conditions)
-        if record is not None and fits and "ttft_ms" not in record:
-            return {**record, "model": self.task.model, "samples": dict(record.get("samples", {}))}
-        return {
-            "model": self.task.model,
-            "weights_digest": self.task.weights_digest,
-            "instance": self.task.instance,
-            **self.conditions,
-            "samples": {},
-        }
-
-
-def run(
-    instance: Instance, job: Job, record: Mapping[str, Any] | None, keep: Callable[[dict[str, Any]], None]
-) -> dict[str, Any]:
-    """Measure one model and return its record.
-
-    record
-        What an earlier run left, or None.
-    keep
-        Called with the record after each prompt, so that nothing is lost.
-
-    A model that cannot be loaded gets a record with ``failed`` and the worst figures.
-    """
-    measured = job.begun(record)
-    limits = Limits(read=job.settings["load_timeout"], total=job.settings["load_timeout"])
-    started = time.monotonic()
-    try:
-        instance.load(job.task.model, options=job.load_options, keep_alive=-1, limits=limits)
-    except OllamaError as err:
-        if not instance.health():
-            raise
-        measured["failed"] = f"cannot be loaded: {err}"
-        return finish(measured, job)
-    measured.setdefault("load_s", round(time.monotonic() - started, 3))
-    samples = measured["samples"]
-    for name, question in _questions(instance, job):
-        if name not in samples:
-            samples[name] = _compact(question())
-            keep(measured)
-    instance.unload(job.task.model)
-    return finish(measured, job)
-
-
-def _questions(instance: Instance, job: Job) -> Iterator[tuple[str, Callable[[], Sample]]]:
-    """Yield each measurement's name and the function that makes it: latency first, then the prompts."""
-    yield LATENCY, lambda: latency(instance, job)
-    for name, prompt in job.suite["prompts"].items():
-        yield name, partial(ask, instance, job.task.model, prompt["prompt"], job.options, job.seconds)
-
-
-def latency(instance: Instance, job: Job) -> Sample:
-    """Return the sample with the median time to first token of the suite's short prompt, the model being loaded."""
-    test = job.suite["latency"]
-    samples: list[Sample] = []
-    for _ in range(test["repeats"]):
-        # Whatever was asked last is in the prompt cache; this takes its place, and warms what a first request warms.
-        between = {**job.options, "num_predict": 1}
-        ask(instance, job.task.model, test["between"], between, job.seconds)
-        short = {**job.options, "num_predict": test["num_predict"]}
-        samples.append(ask(instance, job.task.model, test["prompt"], short, job.seconds))
-    failed = next((sample for sample in samples if sample.ttft_ms is None), None)
-    if failed is not None:
-        return failed
-    times = sorted(sample.ttft_ms for sample in samples if sample.ttft_ms is not None)
-    return replace(samples[-1], ttft_ms=statistics.median(times))
-
-
-def _compact(sample: Sample) -> dict[str, Any]:
-    return {key: value for key, value in asdict(sample).items() if value is not None}
-
-
-def finish(record: Mapping[str, Any], job: Job) -> dict[str, Any]:
-    """Return the record with its figures: ``tokens_per_second``, ``ttft_ms``, both qualities and the kind.
-
-    A prompt without an answer counts 0 tokens per second and 0 quality: failing never helps a model.
-    """
-    samples = record["samples"]
-    prompts = job.suite["prompts"]
-    ttft = samples.get(LATENCY, {}).get("ttft_ms", scoring.NO_LATENCY_MS)
-    quality = scoring.qualities(job.suite, {name: samples.get(name, {}).get("text") for name in prompts})
-    rates = [samples.get(name, {}).get("tokens_per_second", 0.0) for name in prompts]
-    figures = {
-        "tokens_per_second": scoring.mean(rates),
-        "ttft_ms": ttft,
-        "coding_quality": quality[scoring.CODING],
-        "general_quality": quality[scoring.GENERAL],
-    }
-    scores = scoring.composite(ceiling=job.settings["toks_norm_ceiling"], **figures)
-    return {**record, **figures, "kind": scoring.kind(job.task.model, scores, job.settings)}
-
-
-def row(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return of a complete record what the selection keeps: the figures and the conditions, not the answers."""
-    return {key: value for key, value in record.items() if key not in {"samples", "kind"}}
-
-
-def complete(records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def complete(records: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of all complete records, by name."""
-    done = [row(record) for record in records.values() if "ttft_ms" in record]
+    done = [row(record, settings) for record in records.values() if "ttft_ms" in record]
     return sorted(done, key=lambda one: normalise(one["model"]))
 
 

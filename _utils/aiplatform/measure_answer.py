@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
@@ -35,14 +36,16 @@ class Sample:
     """One answered prompt. Times named ``ollama`` and rates are Ollama's own, the others are its client's.
 
     ``error`` says why there is no answer; then ``text`` is None and the figures count as the worst. ``token_ms`` has
-    one latency a token, from the second on; ``model_s`` is the time that Ollama worked on the answer, loading included.
-    ``disturbed`` says what else the host was busy with.
+    one latency a token, from the second on; ``model_s`` is the time from when the request left to its last piece.
+    ``ollama_prompt_ms`` is what Ollama counts as loading and as reading the prompt. ``disturbed`` says what else the
+    host was busy with, after so many ``attempts``.
     """
 
     text: str | None = None
     error: str | None = None
     ttft_ms: float | None = None
     ollama_ttft_ms: float | None = None
+    ollama_prompt_ms: float | None = None
     wall_s: float = 0.0
     model_s: float = 0.0
     tokens: int = 0
@@ -55,14 +58,28 @@ class Sample:
     prompt_tokens_per_second: float | None = None
     finished: str | None = None
     disturbed: str | None = None
+    attempts: int = 1
 
 
 class _Piece(NamedTuple):
-    """A piece of an answer that has any text: seconds after the request, text, tokens (0: it does not say)."""
+    """A piece of an answer that has any text: seconds after the request, text, tokens (0: it does not say).
+
+    ``made`` is Ollama's own time of it, seconds since 1970; None where it has none.
+    """
 
     at: float
     text: str
     tokens: int
+    made: float | None = None
+
+
+class _Answer(NamedTuple):
+    """The pieces with text, the last piece's data, when that came, and how long all of it took; seconds."""
+
+    pieces: list[_Piece]
+    last: Mapping[str, Any]
+    ended: float
+    wall_s: float
 
 
 def answered(chunks: Iterable[Chunk], clock: Callable[[], float] = time.monotonic) -> Sample:
@@ -71,37 +88,53 @@ def answered(chunks: Iterable[Chunk], clock: Callable[[], float] = time.monotoni
     The first piece with any text, thinking included, ends the time to first token. Rates come from Ollama's own counts;
     where it gave none, from the pieces and their times.
     """
-    return _sample(*_collected(chunks, clock))
+    return _sample(_collected(chunks, clock))
 
 
-def _collected(
-    chunks: Iterable[Chunk], clock: Callable[[], float] = time.monotonic
-) -> tuple[list[_Piece], Mapping[str, Any], float]:
-    """Return the pieces with text, the last chunk's data, and the seconds that all of it took."""
+def _collected(chunks: Iterable[Chunk], clock: Callable[[], float] = time.monotonic) -> _Answer:
     started = clock()
     pieces: list[_Piece] = []
-    last: Mapping[str, Any] = {}
+    chunk = Chunk(0.0, {})
     for chunk in chunks:
-        last = chunk.data
-        if last.get("response") or last.get("thinking"):
-            pieces.append(_Piece(chunk.at, str(last.get("response") or ""), len(last.get("logprobs") or ())))
-    return pieces, last, clock() - started
+        data = chunk.data
+        if data.get("response") or data.get("thinking"):
+            text, named = str(data.get("response") or ""), len(data.get("logprobs") or ())
+            pieces.append(_Piece(chunk.at, text, named, _stamp(data)))
+    return _Answer(pieces, chunk.data, chunk.at, clock() - started)
 
 
-def _sample(pieces: Sequence[_Piece], last: Mapping[str, Any], wall_s: float) -> Sample:
-    times = [piece.at for piece in pieces]
-    told = [piece.tokens for piece in pieces]
+def _stamp(data: Mapping[str, Any]) -> float | None:
+    try:
+        return datetime.fromisoformat(data["created_at"]).timestamp()
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _ollama_ttft(answer: _Answer) -> float | None:
+    """Return by Ollama's own clock the seconds from the request to the first piece with text.
+
+    Ollama stamps every piece, and counts in the last one how long the request has taken (``total_duration``, from
+    ``server/routes.go``): so it also says when the request came.
+    """
+    first, last, total = answer.pieces[0].made if answer.pieces else None, _stamp(answer.last), answer.last
+    return first - (last - _seconds(total, "total")) if first and last and total.get("total_duration") else None
+
+
+def _sample(answer: _Answer) -> Sample:
+    pieces, last = answer.pieces, answer.last
+    times, told = [piece.at for piece in pieces], [piece.tokens for piece in pieces]
     tokens, counted = _count(last, told)
-    per_piece = told if counted == BY_LOGPROBS else spread(times, tokens, _seconds(last, "eval"))
-    latencies = token_latencies(times, per_piece)
-    rate = _rate(last, "eval")
-    wall_rate = sum(per_piece[1:]) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else None
+    held = told if counted == BY_LOGPROBS else spread(times, tokens, _seconds(last, "eval"))
+    latencies = token_latencies(times, held)
+    rate, ollama_ttft = _rate(last, "eval"), _ollama_ttft(answer)
+    wall_rate = sum(held[1:]) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else None
     return Sample(
         text="".join(piece.text for piece in pieces),
         ttft_ms=times[0] * MILLISECONDS if times else None,
-        ollama_ttft_ms=_seconds(last, "load", "prompt_eval") * MILLISECONDS or None,
-        wall_s=wall_s,
-        model_s=_seconds(last, "total"),
+        ollama_ttft_ms=None if ollama_ttft is None else ollama_ttft * MILLISECONDS,
+        ollama_prompt_ms=_seconds(last, "load", "prompt_eval") * MILLISECONDS or None,
+        wall_s=answer.wall_s,
+        model_s=answer.ended,
         tokens=tokens,
         counted=counted,
         tokens_per_second=rate if rate is not None else wall_rate or 0.0,
@@ -188,16 +221,15 @@ def ask(
     limits = Limits(read=seconds, total=seconds)
     request = {"limits": limits, "think": False, "options": dict(options), **fields}
     try:
-        pieces, last, wall_s = _collected(instance.generate(model, prompt, **request))
-        sample = _sample(pieces, last, wall_s)
-        if pieces and sample.counted == BY_PIECES:
-            named, _, _ = _collected(instance.generate(model, prompt, **request, logprobs=True))
-            return _sample(_counted_by(named, pieces), last, wall_s)
+        answer = _collected(instance.generate(model, prompt, **request))
+        if answer.pieces and _count(answer.last, [piece.tokens for piece in answer.pieces])[1] == BY_PIECES:
+            named = _collected(instance.generate(model, prompt, **request, logprobs=True))
+            answer = answer._replace(pieces=_counted_by(named.pieces, answer.pieces))
     except OllamaError as err:
         if not instance.health():
             raise
-        return Sample(error=str(err), wall_s=seconds)
-    return sample
+        return Sample(error=str(err), wall_s=seconds, model_s=seconds)
+    return _sample(answer)
 
 
 def _counted_by(named: Sequence[_Piece], pieces: Sequence[_Piece]) -> list[_Piece]:

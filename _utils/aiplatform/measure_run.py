@@ -10,7 +10,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from aiplatform import measure as measuring
+from aiplatform import measure_model
 from aiplatform.errors import PlatformError
+from aiplatform.measure_answer import Instance
 
 Record = dict[str, Any]
 Keep = Callable[[measuring.Task, Record], None]
@@ -31,8 +33,8 @@ class Run:
 
     def __init__(
         self,
-        clients: Mapping[str, measuring.Instance],
-        make_job: Callable[[measuring.Task], measuring.Job],
+        clients: Mapping[str, Instance],
+        make_job: Callable[[measuring.Task], measure_model.Job],
         keep: Keep,
     ) -> None:
         """Take a client for each instance, what makes a job of a task, and what stores a record."""
@@ -76,7 +78,9 @@ class Run:
     def _work(self, instance: str, queued: Iterable[tuple[measuring.Task, Record | None]]) -> None:
         try:
             for task, record in queued:
-                measured = measuring.run(self._clients[instance], self._make_job(task), record, self._hand_over(task))
+                measured = measure_model.run(
+                    self._clients[instance], self._make_job(task), record, self._hand_over(task)
+                )
                 self._messages.put(_Message(task, measured, done=True))
             self._messages.put(_Message())
         except Exception as err:  # noqa: BLE001 - whatever it is, the thread that waits must learn of it, and raises it

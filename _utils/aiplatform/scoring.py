@@ -15,6 +15,12 @@ Suite = Mapping[str, Any]
 CODING = "coding"
 GENERAL = "general"
 KINDS = (CODING, GENERAL)
+# What the composite is made of.
+RATES = ("tokens_per_second", "ttft_ms")
+FIGURES = (*RATES, "coding_quality", "general_quality")
+# Where the coding quality comes from (pillar benchmark:scoring): what the answer looks like, or what its code does.
+MARKERS = "markers"
+EXECUTION = "execution"
 
 WEIGHT_QUALITY = 0.45
 WEIGHT_SPEED = 0.30

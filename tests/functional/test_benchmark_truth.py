@@ -39,17 +39,17 @@ def wrong(sample, script: Script, pieces: list) -> dict:
     """Which of our figures are not those of the truth."""
     times, held = [at for at, _ in pieces], [count for _, count in pieces]
     took = times[-1] - times[0]
-    true_gap = took / sum(held[1:])
     gaps = [(b - a) / count for (a, b), count in zip(itertools.pairwise(times), held[1:], strict=True)]
     per_token = [gap for gap, count in zip(gaps, held[1:], strict=True) for _ in range(count)]
+    wall_rate = sum(held[1:]) / took * 1000
     facts = {
         "tokens": (sample.tokens == script.tokens, sample.tokens, script.tokens),
         "ttft": (near(sample.ttft_ms, times[0]), sample.ttft_ms, times[0]),
-        "wall rate": (near_rate(sample.wall_tokens_per_second, 1000 / true_gap), sample.wall_tokens_per_second, 1000 / true_gap),
+        "wall rate": (near_rate(sample.wall_tokens_per_second, wall_rate), sample.wall_tokens_per_second, wall_rate),
         "median gap": (near(sample.gap_ms, statistics.median(per_token)), sample.gap_ms, statistics.median(per_token)),
         "all gaps": (near(sum(sample.token_ms), took), sum(sample.token_ms), took),
-    }  # fmt: skip
-    rate, prompt_rate = 1000 / true_gap, None
+    }
+    rate, prompt_rate = wall_rate, None
     if script.usage:
         rate, prompt_rate = 1000 / script.gap_ms, script.prompt_tokens / (script.ttft_ms - 1) * 1000
     facts["rate"] = (near_rate(sample.tokens_per_second, rate), sample.tokens_per_second, rate)

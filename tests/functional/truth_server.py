@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import requests
 
@@ -81,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     # Small pieces leave at once.
     disable_nagle_algorithm = True
-    sent: list[tuple[float, int]] = []
+    sent: ClassVar[list[tuple[float, int]]] = []
 
     def do_GET(self):
         answers = {"/sent": _Handler.sent, "/api/ps": {"models": []}, "/api/version": {"version": "truth"}}

@@ -1,24 +1,22 @@
-"""What is measured where, and that what is measured is true: against a server with programmed times."""
+"""What is measured where, and what a model's answers come to."""
 
 from __future__ import annotations
 
-import json
-import math
-import statistics
-import sys
 import threading
-import time
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import nullcontext
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from aiplatform import measure, measure_run
+from aiplatform import measure, measure_model, measure_run
 from aiplatform.errors import PlatformError
-from aiplatform.measure import Installed, Job, Task
-from aiplatform.ollama import Chunk, Client, InstanceDown, OllamaError
+from aiplatform.measure import Installed, Task
+from aiplatform.measure_code import Verdict
+from aiplatform.measure_memory import Roofline
+from aiplatform.measure_model import Job
+from aiplatform.ollama import Chunk, InstanceDown, OllamaError
 
 CONDITIONS = {"suite": "s", "ollama_version": "0", "hardware": "h", "num_ctx": 1024, "num_thread": 2}
 SLOTS = {
@@ -29,7 +27,8 @@ SLOTS = {
 
 @pytest.fixture
 def settings(checkout):
-    return yaml.safe_load((checkout / "salt/benchmark/defaults.yaml").read_text())["benchmark"]
+    found = yaml.safe_load((checkout / "salt/benchmark/defaults.yaml").read_text())["benchmark"]
+    return found | {"repeats": 1}
 
 
 @pytest.fixture
@@ -49,7 +48,12 @@ def plan(pillar, *installed: Installed, records=None, conditions=None) -> measur
 
 def record(model: str, instance: str = "node1", **more) -> dict:
     figures = {"tokens_per_second": 9.0, "ttft_ms": 100.0, "coding_quality": 0.5, "general_quality": 0.5}
-    return {"model": model, "instance": instance, "kind": "general", "samples": {}} | CONDITIONS | figures | more
+    return (
+        {"model": model, "instance": instance, "kind": "general", "samples": {}, "repeats": [{}]}
+        | CONDITIONS
+        | figures
+        | more
+    )
 
 
 # -- what to measure ----------------------------------------------------------------------------------------------
@@ -119,156 +123,24 @@ def test_unfinished_record_is_not_known(pillar):
 
 
 def test_measured_kind_decides_the_instance(pillar):
-    found = plan(pillar, Installed("a:1", 1, "a"), records={"a": record("a:1", kind="coding", instance="node0")})
+    coding = record("a:1", coding_quality=0.8, instance="node0")
+    assert plan(pillar, Installed("a:1", 1, "a"), records={"a": coding}).kept == ("a:1",)
+
+
+def test_missing_passes_are_still_to_be_made(pillar):
+    pillar["benchmark"]["repeats"] = 2
+    assert plan(pillar, Installed("a:1", 1, "a"), records={"a": record("a:1")}).tasks
+    assert not plan(pillar, Installed("a:1", 1, "a"), records={"a": record("a:1", repeats=[{}, {}])}).tasks
+    assert not plan(pillar, Installed("a:1", 1, "a"), records={"a": record("a:1", repeats=[], failed="no")}).tasks
+
+
+def test_a_score_by_execution_needs_an_execution(pillar):
+    pillar["benchmark"]["scoring"] = "execution"
+    assert plan(pillar, Installed("a:1", 1, "a"), records={"a": record("a:1")}).tasks
+    executed = record("a:1", coding_quality_execution=1.0, coding_quality=0.5, instance="node0")
+    found = plan(pillar, Installed("a:1", 1, "a"), records={"a": executed})
+    # What its code does makes it a coding model, whose instance the record is from.
     assert found.kept == ("a:1",)
-
-
-# -- one answer: a server with programmed times -------------------------------------------------------------------
-
-
-class Truth(ThreadingHTTPServer):
-    """Streams the programmed (seconds to wait, piece) pairs as answer to every request."""
-
-    daemon_threads = True
-
-    def __init__(self, script):
-        self.script = script
-        self.bodies: list[dict] = []
-        self.sent: list[tuple[float, dict]] = []
-        super().__init__(("127.0.0.1", 0), _Handler)
-
-    def handle_error(self, request, client_address):
-        """Clients hang up in the middle here; that is no error."""
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        self._send(b'{"version": "0"}')
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.bodies.append(body)
-        self.server.sent = []
-        self.send_response(200)
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        started = time.monotonic()
-        due = 0.0
-        for wait, piece in self.server.script:
-            due += wait
-            time.sleep(max(0.0, started + due - time.monotonic()))
-            line = json.dumps(piece).encode() + b"\n"
-            self.server.sent.append((time.monotonic() - started, piece))
-            self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
-        self.wfile.write(b"0\r\n\r\n")
-
-    def _send(self, content: bytes):
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *args):
-        pass
-
-
-@contextmanager
-def truth(script):
-    server = Truth(script)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    patience = sys.getswitchinterval()
-    sys.setswitchinterval(0.0002)  # both ends live in this process: neither may keep the interpreter from the other
-    client = Client(server.url)
-    client.version()  # the connection is made before anything is timed, as in a run
-    try:
-        yield server, client
-    finally:
-        sys.setswitchinterval(patience)
-        client.close()
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def piece(text: str) -> dict:
-    return {"response": text, "done": False}
-
-
-END = {"response": "", "done": True, "done_reason": "stop", "eval_count": 4, "eval_duration": 200_000_000}
-GAP = 0.05
-SCRIPTS = {
-    "plain": [(0.25, piece("a")), (GAP, piece("b")), (GAP, piece("c")), (GAP, piece("d")), (0.0, END)],
-    "several tokens a piece": [(0.25, piece("a b")), (GAP, piece("c d")), (GAP, piece("e")), (0.0, END)],
-    "empty first pieces": [(0.0, piece("")), (0.1, piece("")), (0.15, piece("a")), (GAP, piece("b")), (0.0, END)],
-    "thinking": [(0.25, {"response": "", "thinking": "hm", "done": False}), (GAP, piece("a")), (0.0, END)],
-    "text in the last piece": [(0.25, END | {"response": "a"})],
-}
-
-
-@pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS.keys())
-def test_times_are_those_of_the_truth(script):
-    """Within 1 ms or 1 % of when the server really sent; the best of ten tries, since other work delays both ends."""
-    best = [math.inf, math.inf]
-    with truth(script) as (server, client):
-        for _ in range(10):
-            sample = measure.ask(client, "m:1", "Hi", {}, 10)
-            assert sample.tokens_per_second == pytest.approx(20)
-            times = [1000 * at for at, sent in server.sent if sent.get("response") or sent.get("thinking")]
-            gap = statistics.median(b - a for a, b in pairwise(times)) if len(times) > 1 else None
-            errors = [abs(sample.ttft_ms - times[0]), abs(sample.gap_ms - gap) if gap else 0.0]
-            best = [min(pair) for pair in zip(best, errors, strict=True)]
-            if best[0] <= max(1.0, 0.01 * times[0]) and best[1] <= 1.0:
-                return
-    raise AssertionError(best)
-
-
-def test_rate_without_counts_comes_from_the_pieces():
-    script = [*SCRIPTS["plain"][:-1], (0.0, {"response": "", "done": True})]
-    with truth(script) as (_, client):
-        sample = measure.ask(client, "m:1", "Hi", {}, 10)
-    assert sample.tokens == 4
-    assert sample.tokens_per_second == pytest.approx(1 / GAP, rel=0.2)
-
-
-def test_chunks_alone_give_exact_figures():
-    chunks = [Chunk(0.25, piece("")), Chunk(0.5, piece("a")), Chunk(0.75, piece("b")), Chunk(1.0, END)]
-    sample = measure.answered(iter(chunks))
-    assert (sample.ttft_ms, sample.gap_ms, sample.text) == (500.0, 250.0, "ab")
-    assert (sample.tokens, sample.tokens_per_second, sample.finished) == (4, 20.0, "stop")
-
-
-def test_nothing_said_is_no_first_token():
-    sample = measure.answered([Chunk(0.1, END | {"eval_count": 0})])
-    assert (sample.ttft_ms, sample.text, sample.tokens_per_second) == (None, "", 0.0)
-
-
-def test_request_is_deterministic_and_does_not_think():
-    with truth(SCRIPTS["text in the last piece"]) as (server, client):
-        measure.ask(client, "m:1", "Hi", {"seed": 42}, 10)
-    assert server.bodies == [
-        {"model": "m:1", "prompt": "Hi", "stream": True, "think": False, "options": {"seed": 42}}
-    ]  # fmt: skip
-
-
-def test_timeout_is_a_failed_sample():
-    with truth([(0.0, piece("a")), (0.6, END)]) as (_, client):
-        sample = measure.ask(client, "m:1", "Hi", {}, 0.3)
-    assert sample.text is None
-    assert "0.3 s" in sample.error
-
-
-def test_a_dead_instance_is_no_verdict_on_the_model():
-    with truth([(0.0, END)]) as (server, _):
-        url = server.url
-    with pytest.raises(InstanceDown):
-        measure.ask(Client(url), "m:1", "Hi", {}, 1)
 
 
 # -- one model ----------------------------------------------------------------------------------------------------
@@ -315,7 +187,7 @@ def job(suite, settings):
 def test_a_record_has_all_figures_and_conditions(job):
     kept = []
     fake = Fake()
-    found = measure.run(fake, job, None, lambda partial: kept.append(len(partial["samples"])))
+    found = measure_model.run(fake, job, None, lambda partial: kept.append(len(partial["samples"])))
     assert kept == [1, 2, 3, 4, 5, 6, 7]
     assert (found["tokens_per_second"], found["ttft_ms"], found["kind"]) == (10.0, 200.0, "general")
     assert found.items() >= CONDITIONS.items()
@@ -324,14 +196,14 @@ def test_a_record_has_all_figures_and_conditions(job):
 
 def test_every_request_carries_the_options_that_were_loaded(job):
     fake = Fake()
-    measure.run(fake, job, None, lambda _: None)
+    measure_model.run(fake, job, None, lambda _: None)
     assert all(options.items() >= {"num_ctx": 1024, "num_thread": 2}.items() for options in fake.options)
     assert fake.options[-1] == {"num_ctx": 1024, "num_thread": 2, "num_predict": 500, "temperature": 0, "seed": 42}
 
 
 def test_latency_prompt_is_never_asked_twice_in_a_row(job):
     fake = Fake()
-    measure.run(fake, job, None, lambda _: None)
+    measure_model.run(fake, job, None, lambda _: None)
     assert fake.asked.count("Hi") == 3
     assert ("Hi", "Hi") not in pairwise(fake.asked)
     assert fake.asked[0] != "Hi"
@@ -339,15 +211,15 @@ def test_latency_prompt_is_never_asked_twice_in_a_row(job):
 
 def test_latency_is_not_in_the_rate(job, suite):
     fake = Fake(broken=["Hi"])
-    found = measure.run(fake, job, None, lambda _: None)
+    found = measure_model.run(fake, job, None, lambda _: None)
     assert found["ttft_ms"] == 9999.0
     assert found["tokens_per_second"] == 10.0
 
 
 def test_a_prompt_that_fails_lowers_rate_and_quality(job, suite):
     good = dict.fromkeys((prompt["prompt"] for prompt in suite["prompts"].values()), "Answer: 9\n\n- a\n" + "x" * 900)
-    whole = measure.run(Fake(good), job, None, lambda _: None)
-    part = measure.run(Fake(good, broken=["apples"]), job, None, lambda _: None)
+    whole = measure_model.run(Fake(good), job, None, lambda _: None)
+    part = measure_model.run(Fake(good, broken=["apples"]), job, None, lambda _: None)
     assert whole["general_quality"] == pytest.approx(1)
     assert part["general_quality"] == pytest.approx(2 / 3)
     assert part["tokens_per_second"] == pytest.approx(10 * 5 / 6)
@@ -362,30 +234,154 @@ def test_an_interrupted_run_goes_on(job):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure.run(Fake(), job, None, stop_after_three)
+        measure_model.run(Fake(), job, None, stop_after_three)
     fake = Fake()
-    found = measure.run(fake, job, kept[-1], lambda _: None)
+    found = measure_model.run(fake, job, kept[-1], lambda _: None)
     assert len(fake.asked) == 4
     assert len(found["samples"]) == 7
 
 
 def test_leftovers_of_other_conditions_do_not_count(job):
     old = {"model": "m:1", "instance": "node1", **CONDITIONS, "suite": "old", "samples": {"latency": {"ttft_ms": 1}}}
-    assert measure.run(Fake(), job, old, lambda _: None)["ttft_ms"] == 200.0
+    assert measure_model.run(Fake(), job, old, lambda _: None)["ttft_ms"] == 200.0
 
 
 def test_a_model_that_cannot_be_loaded_is_reported(job):
     fake = Fake(load_error="requires more memory")
-    found = measure.run(fake, job, None, lambda _: None)
+    found = measure_model.run(fake, job, None, lambda _: None)
     assert found["failed"] == "cannot be loaded: requires more memory"
     assert (found["tokens_per_second"], found["ttft_ms"], found["coding_quality"]) == (0.0, 9999.0, 0.0)
     assert fake.asked == []
 
 
 def test_rows_have_no_answers(job):
-    found = measure.run(Fake(), job, None, lambda _: None)
-    assert not measure.row(found).keys() & {"samples", "kind"}
-    assert measure.complete({"a": found, "b": {"model": "x", "samples": {}}}) == [measure.row(found)]
+    found = measure_model.run(Fake(), job, None, lambda _: None)
+    row = measure.row(found, job.settings)
+    assert not row.keys() & {"samples", "kind", "executed", "wall_s", "model_s"}
+    assert measure.complete({"a": found, "b": {"model": "x", "samples": {}}}, job.settings) == [row]
+
+
+# -- passes over the suite ----------------------------------------------------------------------------------------
+
+
+class Slowing(Fake):
+    """An instance whose rate falls with each answer."""
+
+    def generate(self, model, prompt, **more):
+        for chunk in super().generate(model, prompt, **more):
+            if chunk.data.get("done"):
+                chunk.data["eval_duration"] = 1_000_000_000 + 10_000_000 * len(self.asked)
+            yield chunk
+
+
+def test_each_pass_asks_everything_and_the_median_counts(job):
+    job.settings["repeats"] = 3
+    fake = Slowing()
+    found = measure_model.run(fake, job, None, lambda _: None)
+    assert len(found["samples"]) == 21
+    assert list(found["samples"])[7:9] == ["latency 2", "code_gen 2"]
+    rates = [one["tokens_per_second"] for one in found["repeats"]]
+    assert rates == sorted(rates, reverse=True)
+    assert found["tokens_per_second"] == rates[1]
+    assert found["spread"]["tokens_per_second"] == [rates[2], rates[0]]
+    assert fake.calls == ["load m:1", "unload m:1"]
+    assert len(found["prompts"]["debug"]["tokens_per_second"]) == 3
+
+
+def test_more_passes_go_on_from_the_ones_that_are_there(job):
+    first = measure_model.run(Fake(), job, None, lambda _: None)
+    job.settings["repeats"] = 2
+    fake = Fake()
+    found = measure_model.run(fake, job, first, lambda _: None)
+    assert len([prompt for prompt in fake.asked if prompt == "Hi"]) == 3
+    assert len(found["repeats"]) == 2
+    job.settings["fresh"] = True
+    fake = Fake()
+    measure_model.run(fake, job, found, lambda _: None)
+    assert fake.asked.count("Hi") == 6
+
+
+def test_nothing_left_to_ask_loads_nothing(job):
+    first = measure_model.run(Fake(), job, None, lambda _: None)
+    fake = Fake()
+    again = measure_model.run(fake, job, first, lambda _: None)
+    assert fake.calls == []
+    assert {key: again[key] for key in ("tokens_per_second", "ttft_ms", "overhead")} == {
+        key: first[key] for key in ("tokens_per_second", "ttft_ms", "overhead")
+    }  # fmt: skip
+
+
+# -- a disturbed host ---------------------------------------------------------------------------------------------
+
+
+def watched(job, *findings) -> Job:
+    """The job on a host that is disturbed so during its first tests; afterwards it is quiet."""
+    left = list(findings)
+    watch = SimpleNamespace(disturbances=lambda: left.pop(0) if left else {})
+    return measure_model.replace(job, watching=lambda: nullcontext(watch))
+
+
+def test_a_disturbed_test_is_made_again(job):
+    fake = Fake()
+    found = measure_model.run(fake, watched(job, {"steal": 2.0}), None, lambda _: None)
+    assert fake.asked.count("Hi") == 6
+    assert (found["disturbed"], found["repeated"]) == ({}, 1)
+    assert found["samples"]["latency"]["attempts"] == 2
+
+
+def test_a_host_that_stays_disturbed_ends_the_repeating_and_is_noted(job):
+    job.settings["disturbance"] = job.settings["disturbance"] | {"repeats": 2}
+    fake = Fake()
+    quiet = watched(job, {}, {"much steal": 3.0}, {"little steal": 1.5}, {"more steal": 2.0})
+    found = measure_model.run(fake, quiet, None, lambda _: None)
+    first = job.suite["prompts"]["code_gen"]["prompt"]
+    assert fake.asked.count(first) == 3
+    assert (first, first) not in pairwise(fake.asked)
+    assert (found["disturbed"], found["repeated"]) == ({"code_gen": "little steal"}, 1)
+
+
+def test_a_prompt_that_fails_is_not_asked_again_for_a_disturbance(job):
+    fake = Fake(broken=["apples"])
+    measure_model.run(fake, watched(job, *[{}] * 6, {"steal": 9.0}), None, lambda _: None)
+    assert len([prompt for prompt in fake.asked if "apples" in prompt]) == 1
+
+
+# -- code and memory ----------------------------------------------------------------------------------------------
+
+
+def test_code_is_executed_once_for_each_answer_and_scored_as_asked(job):
+    job.settings["repeats"] = 2
+    runs = []
+
+    def execute(tests, text):
+        runs.append(tests["function"])
+        return Verdict(tests["function"] == "merge_sort", "" if tests["function"] == "merge_sort" else "wrong")
+
+    found = measure_model.run(Fake(), measure_model.replace(job, execute=execute), None, lambda _: None)
+    assert runs == ["merge_sort", "average_positive", "paid_totals"]
+    assert found["coding_quality_execution"] == pytest.approx(1 / 3)
+    assert found["passed"] == {"code_gen": True, "debug": False, "refactor": False, "code_gen 2": True,
+                               "debug 2": False, "refactor 2": False}  # fmt: skip
+    assert measure.row(found, job.settings)["coding_quality"] == found["coding_quality_markers"] == 0.0
+    executed = measure.row(found, job.settings | {"scoring": "execution"})
+    assert executed["coding_quality"] == pytest.approx(1 / 3)
+    assert [one["coding_quality"] for one in executed["repeats"]] == [pytest.approx(1 / 3)] * 2
+
+
+def test_answers_that_are_kept_are_executed_without_asking_again(job):
+    first = measure_model.run(Fake(), job, None, lambda _: None)
+    assert first["coding_quality_execution"] is None
+    fake = Fake()
+    executing = measure_model.replace(job, execute=lambda tests, text: Verdict(True))
+    assert measure_model.run(fake, executing, first, lambda _: None)["coding_quality_execution"] == 1.0
+    assert fake.calls == []
+
+
+def test_a_rate_is_shown_as_a_share_of_what_memory_allows(job):
+    roofed = measure_model.replace(job, roofline=Roofline(20.0, 10**9, ""))
+    found = measure_model.run(Fake(), roofed, None, lambda _: None)
+    assert found["roofline"] == {"gigabytes_per_second": 20.0, "bytes_per_token": 10**9, "note": ""}
+    assert found["roofline_share"] == 0.5
 
 
 # -- a run --------------------------------------------------------------------------------------------------------
