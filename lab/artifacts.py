@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import builds
-from lab.settings import FILE_PORT, OLLAMA_VERSION, VAULT_VERSION, LabError, address, cache, folder
+from lab.settings import COREDNS_VERSION, FILE_PORT, OLLAMA_VERSION, VAULT_VERSION, LabError, address, cache, folder
 from lab.steps import Step
 
 TRY_SECONDS = 8
@@ -90,7 +90,16 @@ VAULT = Artifact(
     build=builds.vault,
     recipe=builds.vault_recipe,
 )
-ALL = (OLLAMA, VAULT)
+COREDNS = Artifact(
+    name="coredns",
+    version=COREDNS_VERSION,
+    file=f"coredns_{COREDNS_VERSION}_linux_amd64.tgz",
+    upstream=f"https://github.com/coredns/coredns/releases/download/v{COREDNS_VERSION}",
+    sums=f"coredns_{COREDNS_VERSION}_linux_amd64.tgz.sha256",
+    build=builds.coredns,
+    recipe=builds.coredns_recipe,
+)
+ALL = (OLLAMA, VAULT, COREDNS)
 
 
 def sha256(path: Path) -> str:

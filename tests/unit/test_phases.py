@@ -65,7 +65,7 @@ def test_a_phase_left_out_is_looked_through(graph):
 
 def test_limited_to_a_host_the_others_phases_are_left_out(graph):
     steps = phases.plan(graph, HOSTS, limit=["coredns_host"])
-    assert [step.phase for step in steps] == ["minions", "preflight", "docker", "verify"]
+    assert [step.phase for step in steps] == ["minions", "preflight", "docker", "coredns", "verify"]
     assert {step.hosts for step in steps} == {("coredns_host",)}
 
 

@@ -211,6 +211,14 @@ def test_a_holder_that_is_not_visible_is_foreign(tmp_path):
     assert hostcheck.port(0x200B, "vault", tmp_path).ok
 
 
+@pytest.mark.parametrize(("address", "free"), [("3500007F", True), ("0100007F", False), ("00000000", False)])
+def test_the_stub_of_the_systems_resolver_leaves_the_port_free(tmp_path, address, free):
+    (tmp_path / "net").mkdir()
+    row = f"   0: {address}:0035 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1"
+    (tmp_path / "net/tcp").write_text(f"header\n{row}\n")
+    assert hostcheck.port(53, "docker-proxy", tmp_path).ok is free
+
+
 @pytest.mark.parametrize("ok", [True, False])
 def test_the_state_fails_with_the_four_fields(monkeypatch, ok):
     finding = checks.Finding("port 1", ok, "free", "held by nc", "stop it").on("ai_server")
