@@ -29,13 +29,14 @@ def minions(name: str, hosts: list[str]) -> dict[str, Any]:
             - hosts: [ai_server]
     """
     wanted = deploy.modules_digest(__opts__["file_roots"]["base"])
-    answers = _ask(hosts, "data.get", [DIGEST])
-    running = _ask(list(answers), "saltutil.is_running", ["state.*"])
+    # One job for both questions: each costs a round trip in every deploy.
+    answers = _ask(hosts, ["data.get", "saltutil.is_running"], [[DIGEST], ["state.*"]])
+    running = {host: answer["saltutil.is_running"] for host, answer in answers.items()}
     busy = [hostcheck.other_states(jobs).on(host) for host, jobs in running.items() if jobs]
     if busy:
         return {"name": name, "result": False, "changes": {}, "comment": "\n".join(map(checks.sentence, busy))}
     silent = [host for host in hosts if host not in running]
-    behind = [host for host in running if answers[host] != wanted]
+    behind = [host for host, answer in answers.items() if answer["data.get"] != wanted]
     if behind:
         # The master lists its files anew only every 20 seconds.
         __salt__["saltutil.runner"]("fileserver.clear_file_list_cache")
@@ -48,8 +49,8 @@ def minions(name: str, hosts: list[str]) -> dict[str, Any]:
     return {"name": name, "result": not silent, "changes": changes, "comment": comment}
 
 
-def _ask(hosts: list[str], function: str, arguments: list[Any] | None = None) -> dict[str, Any]:
-    """Return the answers of the minions that answer."""
+def _ask(hosts: list[str], function: str | list[str], arguments: list[Any] | None = None) -> dict[str, Any]:
+    """Return the answers of the minions that answer; of several functions, each answer is ``{function: answer}``."""
     answers = __salt__["saltutil.cmd"](hosts, function, arg=arguments or [], tgt_type="list")
     return {host: answer["ret"] for host, answer in answers.items() if "ret" in answer and not answer.get("failed")}
 

@@ -105,9 +105,12 @@ class Minions:
 
     def cmd(self, hosts, function, arg, **kwargs):
         answers = {host: self.have[host] for host in hosts if self.have[host] is not None}
-        if function == "saltutil.is_running":
-            assert arg == ["state.*"]
-            answers = {host: self.running.get(host, []) for host in answers}
+        if function == ["data.get", "saltutil.is_running"]:
+            assert arg == [["ai_platform_modules"], ["state.*"]]
+            answers = {
+                host: {"data.get": digest, "saltutil.is_running": self.running.get(host, [])}
+                for host, digest in answers.items()
+            }
         if function == "saltutil.sync_all":
             self.synced += hosts
         if function == "data.update":
