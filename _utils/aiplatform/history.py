@@ -52,7 +52,7 @@ def drift(old: Mapping[str, Any], new: Mapping[str, Any], noise: Mapping[str, fl
     noise
         Pillar ``benchmark:noise``. A difference of just the band is noise.
     """
-    moved = {key: new[key] - old[key] for key in BANDS if _number(old.get(key)) and _number(new.get(key))}
+    moved = {key: round(new[key] - old[key], 6) for key in BANDS if _number(old.get(key)) and _number(new.get(key))}
     return {key: value for key, value in moved.items() if not scoring.at_least(noise[BANDS[key]], abs(value))}
 
 

@@ -219,8 +219,8 @@ def _speed(made: Mapping[str, Any]) -> Plot:
 def _with_spread(axes: Any, place: int, measured: Mapping[str, Any], key: str, color: str, kind: str) -> None:
     value, ends = measured[key], (measured.get("spread") or {}).get(key)
     if ends:
-        axes.plot(ends, [place, place], color=color, linewidth=5, alpha=0.35, solid_capstyle="round")
-    axes.plot([value], [place], marker=_MARK[kind], color=color, markersize=7, markeredgecolor=_BACK)
+        axes.plot(ends, [place, place], color=color, linewidth=11, alpha=0.5, solid_capstyle="butt")
+    axes.plot([value], [place], marker=_MARK[kind], color=color, markersize=5.5)
 
 
 # -- what the composite is made of ----------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ def _parts(made: Mapping[str, Any]) -> Plot:
             start += share
         held = f", slot {slots[name]}" if name in slots else ""
         axes.annotate(f"{start:.3f}{held}", (start, place), xytext=(5, 0), textcoords="offset points", va="center",
-                      fontsize=9)  # fmt: skip
+                      fontsize=9, bbox={"facecolor": _BACK, "edgecolor": "none", "pad": 1})  # fmt: skip
     least = made["settings"]["thresholds"]["min_composite_score"]
     axes.axvline(least, color=_INK, linestyle=(0, (4, 3)), linewidth=1, zorder=0.5)
     axes.annotate(f"warning below {least:g}", (least, len(rows) - 0.4), xytext=(4, 0), textcoords="offset points",

@@ -264,9 +264,9 @@ _HISTORY_HEADERS = ("Model", "Measurements", "Composite now", "Before", "Largest
 def _history_intro(made: Mapping[str, Any]) -> str:
     noise = made["settings"]["noise"]
     return (
-        "From one measurement to the next, "
+        "Noise from one measurement to the next is up to "
         f"{noise['tokens_per_second']:g} tokens per second, {noise['ttft_ms']:g} ms to the first token, "
-        f"{noise['composite']:g} of composite and {noise['quality']:g} of quality are noise."
+        f"{noise['composite']:g} of composite, and {noise['quality']:g} of quality."
     )
 
 
