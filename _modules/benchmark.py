@@ -54,6 +54,7 @@ def plan(models: list[str] | None = None, fresh: bool | None = None) -> dict[str
     """Return what a run would measure, what it keeps, and what it leaves out and why. Asks no model anything.
 
     ``recommended`` are the models that ``pull_if_better`` would fetch, each with why: known when all else is measured.
+    ``memory`` are the instances whose memory's speed is not known.
 
     models
         Only these; pillar ``benchmark:models`` where it is left out.
@@ -73,6 +74,7 @@ def plan(models: list[str] | None = None, fresh: bool | None = None) -> dict[str
         "keep": list(found.kept),
         "skip": dict(found.skipped),
         "recommended": {} if found.tasks else _recommended(pillar, conditions),
+        "memory": _unknown_memory(),
     }
 
 
@@ -98,7 +100,7 @@ def measure(models: list[str] | None = None, fresh: bool | None = None) -> dict[
     conditions = _conditions()
     found = _plan(pillar, conditions)
     if not found.tasks and not _recommended(pillar, conditions):
-        return {}
+        return {f"memory of {name}": memory(name) for name in _unknown_memory()}
     instances = sorted({slot["instance"] for slot in pillar["slots"].values()})
     try:
         for name in instances:
@@ -167,19 +169,27 @@ def memory(instance: str, fresh: bool = False) -> dict[str, Any]:
 
         salt ai_server benchmark.memory node1 fresh=True
     """
-    binding = __salt__["numa.plan"]()[instance]
-    cpus, known = list(binding.get("physical") or ()), _read(_MEMORY)
-    if not cpus:
+    known = _read(_MEMORY)
+    here, row = _readers(instance), known.get(instance, {})
+    same = row.items() >= here.items()
+    if not here["cpus"]:
         return {}
-    here = {"cpus": cpus, "hardware": hardware()}
-    row = known.get(instance, {})
-    same = all(row.get(key) == value for key, value in here.items())
     if fresh or not same:
-        speed = measure_memory.bandwidth(cpus)
+        speed = measure_memory.bandwidth(here["cpus"])
         best = max(speed, row["gigabytes_per_second"]) if same else speed
         row = {**here, "gigabytes_per_second": round(best, 2)}
         _write(_MEMORY, {**known, instance: row})
     return row
+
+
+def _readers(instance: str) -> dict[str, Any]:
+    """Return what the speed of an instance's memory depends on."""
+    return {"cpus": list(__salt__["numa.plan"]()[instance].get("physical") or ()), "hardware": hardware()}
+
+
+def _unknown_memory() -> list[str]:
+    known, wanted = _read(_MEMORY), {name: _readers(name) for name in __pillar__["ollama"]["instances"]}
+    return [name for name, here in wanted.items() if here["cpus"] and not known.get(name, {}).items() >= here.items()]
 
 
 def roofline(model: str, instance: str) -> dict[str, Any]:

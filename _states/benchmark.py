@@ -59,7 +59,8 @@ def _unmeasured() -> dict[str, Any]:
     except InstanceDown:
         if not __opts__["test"]:
             raise
-        found = {"measure": {}, "recommended": {}}
+        found = {"measure": {}, "recommended": {}, "memory": []}
     changes = {model: f"to be measured on {instance}" for model, instance in found["measure"].items()}
     changes |= {model: f"to be fetched and measured: {why}" for model, why in found["recommended"].items()}
+    changes |= {f"memory of {name}": "to be measured" for name in found["memory"]}
     return changes | dict.fromkeys(later, "to be measured once it is pulled")

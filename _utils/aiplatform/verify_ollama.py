@@ -78,6 +78,8 @@ def _residents(host: Host) -> dict[str, Check]:
         return {"slots": partial(_known_slots, host)}
     for row in rows:
         found[f"slot_{row['name']}"] = partial(_loaded, row)
+        if row.get("slot"):
+            found[f"speed_{row['name']}"] = partial(_fast, host, row)
         for alias in row["aliases"]:
             found[f"alias_{alias}"] = partial(_answers, host, row, alias)
     return found
@@ -103,10 +105,8 @@ def _loaded(row: dict[str, Any]) -> Finding:
 
 
 def _answers(host: Host, row: dict[str, Any], alias: str) -> Finding:
-    """A question to the alias is answered, and fast enough. All are asked by the first check."""
-    settings = host.pillar["verify"]
-    reply = host.once("verify.replies", lambda: asking.ask_all(_names(host), settings["answer_tokens"]))[alias]
-    least = settings["min_tokens_per_second"]
+    """A question to the alias is answered, and fast enough."""
+    reply, least = _reply(host, alias), host.pillar["verify"]["min_tokens_per_second"]
     return Finding(
         f"answer of {alias} on {row['instance']}",
         reply.tokens > 0 and reply.speed >= least,
@@ -116,6 +116,42 @@ def _answers(host: Host, row: dict[str, Any], alias: str) -> Finding:
     )
 
 
+def _fast(host: Host, row: dict[str, Any]) -> Finding:
+    """The slot's model decodes at a fair share of what the memory of its node allows (docs/benchmark.md)."""
+    check, least = f"speed of {row['name']} on {row['instance']}", host.pillar["verify"]["min_roofline_share"]
+    expected = f"at least {least:.0%} of what memory allows {row['model']}"
+    roof = host.salt["benchmark.roofline"](row["model"], row["instance"])
+    if not roof:
+        hint = f"salt {host.id} benchmark.memory {row['instance']}"
+        return Finding(check, ok=True, expected=expected, actual=f"what memory allows has not been measured: {hint}")
+    reply = _reply(host, _called(row))
+    share = reply.speed / roof["tokens_per_second"]
+    speed = f"{reply.speed:.1f} tokens per second, {share:.1%} of {roof['tokens_per_second']:.1f}"
+    return Finding(
+        check,
+        reply.tokens > 0 and share >= least,
+        expected,
+        reply.error or f"{speed} ({roof['gigabytes_per_second']:g} GB/s)",
+        f"suspect the binding of {row['instance']} to its CPUs and memory: salt {host.id} numa.residency "
+        f"{row['instance']}; docs/numa.md",
+    )
+
+
+def _called(row: dict[str, Any]) -> str:
+    """Return the name by which a slot is asked."""
+    return str(next(iter(row["aliases"]), row["name"]))
+
+
+def _reply(host: Host, name: str) -> asking.Reply:
+    """Return what a name answered; all are asked by the first check that wants to know."""
+    tokens = host.pillar["verify"]["answer_tokens"]
+    replies: dict[str, asking.Reply] = host.once("verify.replies", lambda: asking.ask_all(_names(host), tokens))
+    return replies[name]
+
+
 def _names(host: Host) -> dict[str, str]:
-    """Return each alias with the URL of its instance."""
-    return {alias: instances.base_url(host.pillar, row["instance"]) for row in _slots(host) for alias in row["aliases"]}
+    """Return each name that is asked with the URL of its instance."""
+    named = {
+        name: row for row in _slots(host) for name in (*row["aliases"], *([_called(row)] if row.get("slot") else []))
+    }
+    return {name: instances.base_url(host.pillar, row["instance"]) for name, row in named.items()}

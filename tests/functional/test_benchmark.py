@@ -112,7 +112,8 @@ def test_a_dry_run_asks_no_model(dry, instances):
     state = benchmark_state.measured("all")
     assert state["result"] is None
     assert state["changes"] == {
-        "gemma:test": "to be measured on node1", "noise-coder:1": "to be measured on node0"
+        "gemma:test": "to be measured on node1", "noise-coder:1": "to be measured on node0",
+        "memory of node1": "to be measured", "memory of node0": "to be measured",
     }  # fmt: skip
     assert [client.ps() for client in instances.values()] == [[], []]
 

@@ -21,6 +21,7 @@ KEY = vault_tls.new_key()
 AUTHORITY = vault_tls.authority(KEY, "Test authority")
 SLOT = {
     "name": "slot-1",
+    "slot": 1,
     "instance": "node1",
     "model": "a:1",
     "options": {"num_ctx": 8192},
@@ -33,7 +34,13 @@ SLOT = {
 @pytest.fixture
 def pillar():
     return {
-        "verify": {"connect_timeout": 1, "answer_tokens": 4, "min_tokens_per_second": 2, "certificate_days": 14},
+        "verify": {
+            "connect_timeout": 1,
+            "answer_tokens": 4,
+            "min_tokens_per_second": 2,
+            "min_roofline_share": 0.1,
+            "certificate_days": 14,
+        },
         "platform": {"slug": "ai-platform", "hosts": {"ai_server": {"address": "192.0.2.1", "roles": ["ai_server"]}}},
         "vault": {"mount": "secret", "secrets": SECRETS},
         "ollama": {
@@ -57,6 +64,7 @@ def answers(monkeypatch, pillar):
         "version": "0.17.4",
         "unit": {"ActiveState": "active", "SubState": "exited"},
         "slots": [dict(SLOT)],
+        "roofline": {"tokens_per_second": 40.0, "gigabytes_per_second": 20.0},
         "certificate_days": 15,
         "foreign": [],
     }
@@ -79,6 +87,7 @@ def answers(monkeypatch, pillar):
         "service.show": lambda _: found["unit"],
         "model_slots.status": lambda: found["slots"],
         "model_slots.foreign": lambda _: found["foreign"],
+        "benchmark.roofline": lambda model, instance: found["roofline"],
         "pillar.items": lambda unmask: pillar if unmask else {},
     }
     for name, value in (
@@ -122,6 +131,7 @@ def test_a_healthy_host_passes(answers, server):
         "foreign_node1",
         "filled_node1",
         "slot_slot-1",
+        "speed_slot-1",
         "alias_family",
     }
 
@@ -140,6 +150,11 @@ FAULTS = [
     ({"foreign": ["b:2", "c:3"]}, "what Ollama instance node1 has loaded", "foreign: b:2, c:3"),
     ({"slots": [SLOT | {"loaded": False}]}, "slot-1 on node1", "not loaded"),
     ({"slots": [SLOT | {"context": 4096}]}, "slot-1 on node1", "a:1 with context 4096"),
+    (
+        {"roofline": {"tokens_per_second": 40.1, "gigabytes_per_second": 20}},
+        "speed of slot-1 on node1",
+        "4.0 tokens per second, 10.0% of 40.1 (20 GB/s)",
+    ),
 ]
 
 
@@ -149,6 +164,26 @@ def test_a_fault_is_found(answers, server, fault, check, actual):
     found = failed()
     assert list(found) == [check]
     assert actual in found[check]
+
+
+def test_a_slot_that_is_slow_for_its_memory_has_its_binding_suspected(answers, server):
+    answers["roofline"]["tokens_per_second"] = 400.0
+    found = verify.check("speed_slot-1")
+    assert not found["ok"]
+    assert found["hint"].startswith("suspect the binding of node1 to its CPUs and memory")
+
+
+def test_without_a_roofline_the_check_says_so(answers, server):
+    answers["roofline"] = {}
+    found = verify.check("speed_slot-1")
+    assert found["ok"]
+    assert "not been measured: salt ai_server benchmark.memory node1" in found["actual"]
+
+
+def test_a_slot_without_an_alias_is_asked_by_its_own_name(answers, server):
+    answers["slots"] = [SLOT | {"aliases": []}]
+    assert verify.check("speed_slot-1")["ok"]
+    assert json.loads(server.log[-1][0].data)["model"] == "slot-1"
 
 
 def test_an_instance_whose_slots_are_all_empty_is_a_fault(answers, server, pillar):
