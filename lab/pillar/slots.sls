@@ -8,3 +8,4 @@ aliases:
   coder-rotate: {num_ctx: 2048}
   llama-family: {num_ctx: 2048}
   gemma-family: {num_ctx: 2048}
+  embedding: {model: "10.89.77.10:5000/library/all-minilm:l6-v2", num_ctx: 512}
