@@ -11,9 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hvac
-
-from aiplatform import api_keys, services, settings, sites, tables, vault, vault_master, vault_pki, vault_policy
+from aiplatform import api_keys, services, settings, sites, tables, vault_master, vault_pki
 from aiplatform.errors import PlatformError
 
 __func_alias__ = {"list_": "list"}
@@ -114,18 +112,7 @@ def _opened(place: Path, new: bool) -> int:
 
 
 def _store(pillar: dict[str, Any]) -> api_keys.Store:
-    return api_keys.Store(_client(pillar), pillar["vault"]["mount"], pillar["platform"]["slug"])
-
-
-def _client(pillar: dict[str, Any]) -> hvac.Client:
-    host = vault_policy.vault_host(pillar["platform"], pillar["vault"])
-    url = vault_policy.url(pillar["platform"]["hosts"][host]["address"], pillar["services"]["vault"]["port"])
-    trust = str(Path(pillar["vault"]["key_store"]) / vault_master.AUTHORITY)
-    login = (__opts__.get("vault") or {}).get("auth") or {}
-    found = vault.log_in(url, trust, str(login.get("role_id")), str(login.get("secret_id")), vault_policy.MASTER_MOUNT)
-    if found is None:
-        raise PlatformError("Vault does not know the master", where=url, hint="salt-run vault_server.bootstrap")
-    return found
+    return api_keys.Store(vault_master.client(__opts__, pillar), pillar["vault"]["mount"], pillar["platform"]["slug"])
 
 
 def _refresh(pillar: dict[str, Any]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lab.machine import ensure_packages
 from lab.process import run
-from lab.settings import LAB, LabError, cache
+from lab.settings import LAB, LabError, cache, folder
 
 # Plain cgo flags leave ggml without vector instructions. AMX is left out because the module lacks its sources.
 # Gemma 3 270M Q4_K_M on one busy core: 24 tokens per second, 169 of the prompt; 13 without these flags.
@@ -21,6 +21,7 @@ GGML_FLAGS = "-O3 -march=native -mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 HEADER_LOCK = LAB / "go" / "ollama" / "headers.txt"
 _toolchain = threading.Lock()
 HEADERS = ["g++", "nlohmann-json3-dev", "libstb-dev"]
+KEYCLOAK_SHA256 = "25353b74613bcf72db67f8addbd88d832c705a69333091a16573d249d665fe21"
 
 
 def sources_hash(name: str) -> str:
@@ -45,11 +46,6 @@ def ollama_recipe() -> str:
 def vault_recipe() -> str:
     """See :class:`lab.artifacts.Artifact`."""
     return sources_hash("vault")
-
-
-def coredns_recipe() -> str:
-    """See :class:`lab.artifacts.Artifact`."""
-    return sources_hash("coredns")
 
 
 def go_tool(name: str) -> str:
@@ -139,12 +135,23 @@ def vault(version: str, work: Path) -> Path:
     return target
 
 
-def coredns(version: str, work: Path) -> Path:
-    """Build CoreDNS and pack it as its release is: a compressed tar with the one binary."""
-    binary = go_build("coredns", work, "")
-    target = work / f"coredns_{version}_linux_amd64.tgz"
-    run(["tar", "--owner=0", "--group=0", "-czf", target, "-C", binary.parent, binary.name])
-    return target
+def keycloak(version: str, target: Path) -> None:
+    """Put Keycloak's distribution where ``target`` says, from its Maven package (kept in the cache).
+
+    Raises:
+        LabError: the package is not the one that is pinned.
+    """
+    kept = folder("maven") / f"keycloak-quarkus-dist-{version}.zip"
+    with _toolchain:
+        if not kept.exists():
+            ensure_packages(["maven", "openjdk-17-jre-headless"], "Keycloak's package")
+            artifact = f"-Dartifact=org.keycloak:keycloak-quarkus-dist:{version}:zip"
+            run(["mvn", "-q", "dependency:copy", artifact, f"-DoutputDirectory={kept.parent}"], log="build-keycloak")
+    with kept.open("rb") as stream:
+        actual = hashlib.file_digest(stream, "sha256").hexdigest()
+    if actual != KEYCLOAK_SHA256:
+        raise LabError(f"{kept}: sha256 is {actual}, expected {KEYCLOAK_SHA256}. Remove it and run this again.")
+    shutil.copyfile(kept, target)
 
 
 def unpack(archive: Path, target: Path) -> None:

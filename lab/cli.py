@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 from types import FrameType
 
-from lab import artifacts, deploy, images, machine, models, status, summary, topology
+from lab import artifacts, containers, deploy, images, machine, models, packages, status, summary, topology
 from lab.process import end_all
 from lab.settings import LabError
 from lab.steps import Step, elapsed, lock, note, run_steps
@@ -78,6 +78,8 @@ def artifact_steps() -> list[Step]:
     return [
         images.wheels_step(),
         *map(artifacts.step, artifacts.ALL),
+        packages.step(),
+        packages.keycloak_step(),
         base,
         replace(models.variants_step(), needs=(base.title,)),
     ]
@@ -93,14 +95,28 @@ def steps(no_deploy: bool) -> list[Step]:
     needs: tuple[str, ...] = (image.title, network.title)
     hosts = Step("hosts", do=topology.make_hosts, fresh=topology.hosts_fresh, needs=needs)
     site = Step("site's servers", do=deploy.start_site, fresh=deploy.site_fresh, needs=(hosts.title,))
-    # The pillar carries the artifacts' hashes.
-    needs = (site.title, *(step.title for step in built))
+    boxes = [replace(containers.step(image), needs=(site.title, *image.needs)) for image in containers.ALL]
+    # The pillar carries the artifacts' hashes and the images' digests.
+    needs = (site.title, *(step.title for step in (*built, *boxes)))
     checkout = Step("checkout on the master", do=deploy.sync_project, fresh=deploy.project_fresh, needs=needs)
     push = replace(models.push_step(), needs=needs)
     ssh = Step("ssh to the bare server", do=deploy.authorise, fresh=deploy.ssh_fresh, needs=(hosts.title,))
     keys = Step("Salt keys", do=deploy.enrol, fresh=deploy.salt_fresh, needs=(checkout.title,))
     last = Step("deploy", do=deploy.deploy, needs=(keys.title, push.title, ssh.title))
-    return [engine, network, *built, image, hosts, site, checkout, push, ssh, keys, *([] if no_deploy else [last])]
+    return [
+        engine,
+        network,
+        *built,
+        image,
+        hosts,
+        site,
+        *boxes,
+        checkout,
+        push,
+        ssh,
+        keys,
+        *([] if no_deploy else [last]),
+    ]
 
 
 def up(no_deploy: bool) -> int:

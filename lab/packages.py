@@ -1,4 +1,4 @@
-"""Debian's NGINX with its Lua, unpacked beside the other servers that tests start; nothing of it is installed here."""
+"""Servers that tests start and no host downloads: Debian's NGINX with its Lua, and Keycloak. None is installed here."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
-from lab import machine
+from lab import builds, machine
 from lab.process import run
-from lab.settings import LabError, cache, folder
+from lab.settings import KEYCLOAK_VERSION, LabError, cache, folder
 from lab.steps import Step
 
 NGINX = (
@@ -60,6 +60,36 @@ def unpack() -> str:
     tree.rename(nginx_root())
     shutil.rmtree(work)
     return "Debian's packages"
+
+
+def keycloak_root() -> Path:
+    """Where Keycloak is unpacked."""
+    return cache() / "unpacked" / f"keycloak-{KEYCLOAK_VERSION}"
+
+
+def keycloak_step() -> Step:
+    """The step that unpacks Keycloak and builds it for its database in a file, so that a test starts it in seconds."""
+    return Step("keycloak for tests", do=unpack_keycloak, fresh=keycloak_fresh)
+
+
+def keycloak_fresh() -> str | None:
+    """Why Keycloak need not be unpacked again."""
+    return f"Keycloak {KEYCLOAK_VERSION}" if keycloak_root().exists() else None
+
+
+def unpack_keycloak() -> str:
+    """Unpack the distribution and build it."""
+    machine.ensure_packages(["openjdk-17-jre-headless"], "Keycloak")
+    work = folder("work", "keycloak")
+    shutil.rmtree(work)
+    work.mkdir()
+    builds.keycloak(KEYCLOAK_VERSION, work / "keycloak.zip")
+    builds.unpack(work / "keycloak.zip", work)
+    tree = work / f"keycloak-{KEYCLOAK_VERSION}"
+    run([tree / "bin/kc.sh", "build"], log="build-keycloak")
+    tree.rename(keycloak_root())
+    shutil.rmtree(work)
+    return "its Maven package, built for a database in a file"
 
 
 def environment(root: Path) -> dict[str, str]:

@@ -8,10 +8,11 @@ base:
     - ollama
     - benchmark
     - models
+    - postgres
+    - keycloak
   'roles:coredns_host':
     - match: pillar
     - docker
-    - coredns
   'roles:nginx_proxy':
     - match: pillar
     - nginx

@@ -5,7 +5,7 @@ The same code plans (``test``: reads only, with the master's narrow login) and a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import hvac
@@ -73,25 +73,49 @@ def register_login(client: hvac.Client, secret_id: str) -> None:
 
 
 def _fill(client: hvac.Client, mount: str, path: str, keys: Mapping[str, str], test: bool) -> list[str]:
-    """Write the absent keys with check-and-set, so that a value written meanwhile by another is kept."""
+    """Write the absent keys; returns their names."""
+    made: list[str] = []
+
+    def generated(present: Mapping[str, Any]) -> dict[str, str]:
+        made[:] = missing_keys(present, keys)
+        return generate([] if test else made, keys)
+
+    _write(client, mount, path, generated)
+    return made
+
+
+def put(client: hvac.Client, mount: str, path: str, values: Mapping[str, str], test: bool = False) -> Changes:
+    """Give keys of a path these values, which are no secrets; the path's other keys stay as they are.
+
+    Returns what differs, ``{key: {old, new}}``, and writes nothing under ``test``.
+    """
+    with reported(f"writing {mount}/{path}", client.url):
+        changes = diff(_read(client, mount, path)[0], values)
+        if changes and not test:
+            _write(client, mount, path, lambda _: dict(values))
+    return changes
+
+
+def _write(client: hvac.Client, mount: str, path: str, more: Callable[[Mapping[str, Any]], dict[str, str]]) -> None:
+    """Add keys to a path with check-and-set, so that a value written meanwhile by another is kept.
+
+    more
+        Returns what is to be added to what is there.
+    """
     for _ in range(ATTEMPTS):
         present, version = _read(client, mount, path)
-        absent = missing_keys(present, keys)
-        if test or not absent:
-            return absent
+        added = more(present)
+        if not added:
+            return
         try:
-            client.secrets.kv.v2.create_or_update_secret(
-                path, present | generate(absent, keys), cas=version, mount_point=mount
-            )
+            client.secrets.kv.v2.create_or_update_secret(path, present | added, cas=version, mount_point=mount)
         except InvalidRequest as err:
             if "check-and-set" not in str(err):
                 raise
             continue
-        return absent
+        return
     raise PlatformError(
-        "A secret kept being changed by others while its absent keys were generated",
-        where=f"{mount}/{path}",
-        hint="run again",
+        "A secret kept being changed by others while keys were added to it", where=f"{mount}/{path}", hint="run again"
     )
 
 

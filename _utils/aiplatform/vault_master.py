@@ -6,15 +6,17 @@ Made before the master daemon starts, so that the daemon needs no restart when V
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import hvac
 import yaml
 
-from aiplatform import vault_tls
+from aiplatform import vault, vault_tls
 from aiplatform.errors import PlatformError
 from aiplatform.vault_keys import DEFAULT_PATH, KeyStore, write_durably
-from aiplatform.vault_policy import MASTER_MOUNT, MASTER_ROLE, MINION_MOUNT, POLICY_PREFIX, url
+from aiplatform.vault_policy import MASTER_MOUNT, MASTER_ROLE, MINION_MOUNT, POLICY_PREFIX, url, vault_host
 
 DEFAULT_CONFIG = "/etc/salt/master.d/vault.conf"
 AUTHORITY = "ca.pem"
@@ -47,6 +49,26 @@ def secret_id(config: Path) -> str:
     """Return the master's secret id from its configuration file; empty where there is none."""
     auth = (_load(config).get("vault") or {}).get("auth") or {}
     return str(auth.get("secret_id") or "")
+
+
+def client(opts: Mapping[str, Any], pillar: Mapping[str, Any]) -> hvac.Client:
+    """Return a client of Vault that is logged in as the master.
+
+    opts
+        The master's options, which hold its login.
+    pillar
+        The effective pillar.
+
+    Raises ``PlatformError`` where Vault does not take that login.
+    """
+    host = vault_host(pillar["platform"], pillar["vault"])
+    where = url(pillar["platform"]["hosts"][host]["address"], pillar["services"]["vault"]["port"])
+    trust = str(Path(pillar["vault"]["key_store"]) / AUTHORITY)
+    login = (opts.get("vault") or {}).get("auth") or {}
+    found = vault.log_in(where, trust, str(login.get("role_id")), str(login.get("secret_id")), MASTER_MOUNT)
+    if found is None:
+        raise PlatformError("Vault does not know the master", where=where, hint="salt-run vault_server.bootstrap")
+    return found
 
 
 def configuration(where: str, trust: str, login: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ ITEMS = {
     "SEL": 14,
     "SLT": 6,
     "WRM": 5,
+    "KEY": 10,
     "SEC": 9,
     "TAG": 5,
     "DEF": 42,

@@ -76,3 +76,19 @@ def test_another_refusal_is_no_conflict(monkeypatch):
     monkeypatch.setattr(store, "create_or_update_secret", refuse)
     with pytest.raises(PlatformError, match="missing client token"):
         vault_content.secrets(store, WANTED, test=False)
+
+
+def test_a_value_is_put_beside_the_others_and_once():
+    store, wanted = Store(others=[{"client_secret": "theirs"}]), {"oidc_url": "https://idm.test"}
+    changes = vault_content.put(store, "secret", PATH, wanted)
+    assert changes == {"oidc_url": {"old": None, "new": "https://idm.test"}}
+    assert store.data == {"client_secret": "theirs", "oidc_url": "https://idm.test"}
+    version = store.version
+    assert vault_content.put(store, "secret", PATH, wanted) == {}
+    assert store.version == version
+
+
+def test_a_dry_run_puts_nothing():
+    store = Store()
+    assert vault_content.put(store, "secret", PATH, {"oidc_url": "x"}, test=True)
+    assert store.version == 0

@@ -1,0 +1,405 @@
+"""Keycloak's admin API on this host, by the python-keycloak library, as Keycloak's own administrator."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+from keycloak import KeycloakAdmin
+from keycloak.exceptions import KeycloakAuthenticationError, KeycloakError, KeycloakGetError
+
+from aiplatform import containers, keycloak
+from aiplatform.errors import PlatformError
+
+TIMEOUT = 30
+PASSWORD = "KC_BOOTSTRAP_ADMIN_PASSWORD"  # noqa: S105 (the setting's name)
+
+
+def site() -> dict[str, Any]:
+    """Return what pillar wants of Keycloak: environment, realm, settings, clients, mapper, user. No secret is in it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server keycloak_admin.site
+    """
+    return {
+        "environment": keycloak.environment(__pillar__),
+        "realm": keycloak.realm_name(__pillar__),
+        "settings": keycloak.realm_settings(__pillar__),
+        "clients": keycloak.clients(__pillar__),
+        "mapper": keycloak.MAPPER,
+        "user": keycloak.first_user(__pillar__),
+    }
+
+
+def secrets_env() -> str:
+    """Return the text of the container's file of secrets; called in an SLS only.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local keycloak_admin.secrets_env
+    """
+    read = __salt__["platform_secret.read"]
+    return containers.secrets_text(
+        {
+            "KC_DB_PASSWORD": read("databases", "keycloak"),
+            "KC_BOOTSTRAP_ADMIN_USERNAME": __pillar__["keycloak"]["admin"],
+            PASSWORD: read("keycloak", "admin_password"),
+        }
+    )
+
+
+def answers() -> bool:
+    """Return whether Keycloak answers on this host.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server keycloak_admin.answers
+    """
+    try:
+        return requests.get(f"{_url()}/realms/master", timeout=TIMEOUT).ok
+    except requests.RequestException:
+        return False
+
+
+def admin_password_fits(password: str) -> bool:
+    """Return whether Keycloak's administrator can sign in with a password. For states: arguments stay in the job cache.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local keycloak_admin.admin_password_fits PASSWORD
+    """
+    with _errors("sign-in of the administrator"):
+        try:
+            _login(password)
+        except KeycloakAuthenticationError:
+            return False
+    return True
+
+
+def previous_admin_password(path: str) -> str:
+    """Return the administrator's password in the container's file of secrets; empty where there is none.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local keycloak_admin.previous_admin_password /etc/ai-platform-containers/keycloak/secrets.env
+    """
+    file = Path(path)
+    lines = file.read_text().splitlines() if file.exists() else []
+    found = [shlex.split(line.partition("=")[2]) for line in lines if line.startswith(f"{PASSWORD}=")]
+    return found[0][0] if found and found[0] else ""
+
+
+def change_admin_password(old: str, new: str) -> bool:
+    """Give Keycloak's administrator a new password. For states: arguments stay in the job cache.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local keycloak_admin.change_admin_password OLD NEW
+    """
+    with _errors("the administrator's password"):
+        admin = _login(old)
+        user = admin.get_user_id(__pillar__["keycloak"]["admin"])
+        admin.set_user_password(user, new, temporary=False)
+    __context__.pop("keycloak_admin.client", None)
+    return True
+
+
+def realm(name: str) -> dict[str, Any] | None:
+    """Return a realm's settings, or None where there is no such realm.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server keycloak_admin.realm ai-platform
+    """
+    return _asked(f"realm {name}", lambda: _admin("master").get_realm(name))
+
+
+def write_realm(name: str, settings: dict[str, Any]) -> bool:
+    """Make a realm, or change settings of it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server keycloak_admin.write_realm ai-platform settings='{"displayName": "AI Platform"}'
+    """
+    exists = realm(name) is not None
+    with _errors(f"realm {name}"):
+        if exists:
+            _admin("master").update_realm(name, settings)
+        else:
+            _admin("master").create_realm({"realm": name, **settings})
+            # The administrator's rights to a realm come with a token that is newer than the realm.
+            __context__.pop("keycloak_admin.client", None)
+    return True
+
+
+def role(realm: str, name: str) -> dict[str, Any] | None:
+    """Return a role of a realm, or None where there is no such role.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server keycloak_admin.role ai-platform ai-user
+    """
+    return _asked(f"role {name} of {realm}", lambda: _admin(realm).get_realm_role(name))
+
+
+def write_role(realm: str, name: str, description: str) -> bool:
+    """Make a role of a realm, or change its description.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server keycloak_admin.write_role ai-platform ai-user 'Standard AI platform user'
+    """
+    wanted = keycloak.merged(role(realm, name), {"name": name, "description": description})
+    with _errors(f"role {name} of {realm}"):
+        admin = _admin(realm)
+        if "id" in wanted:
+            admin.update_realm_role(name, wanted)
+        else:
+            admin.create_realm_role(wanted)
+    return True
+
+
+def client(realm: str, name: str) -> dict[str, Any] | None:
+    """Return a client by its client id, without its secret, or None where there is no such client.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server keycloak_admin.client ai-platform open-webui
+    """
+    found = _asked(f"client {name} of {realm}", lambda: _by_id(realm, "get_client_id", "get_client", name))
+    return {key: value for key, value in found.items() if key != "secret"} if found else None
+
+
+def client_secret_fits(realm: str, name: str, secret: str) -> bool:
+    """Return whether a client has this secret. For states: arguments stay in the job cache.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local keycloak_admin.client_secret_fits ai-platform open-webui SECRET
+    """
+    with _errors(f"client {name} of {realm}"):
+        admin = _admin(realm)
+        identity = admin.get_client_id(name)
+        return bool(identity) and admin.get_client_secrets(identity).get("value") == secret
+
+
+def write_client(realm: str, name: str, settings: dict[str, Any], secret: str) -> bool:
+    """Make a client, or change settings of it. For states: arguments stay in the job cache.
+
+    realm, name
+        The realm, and the client's id.
+
+    settings, secret
+        As Keycloak's admin API names them, and the client's secret.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local keycloak_admin.write_client ai-platform open-webui settings='{"enabled": true}' secret=SECRET
+    """
+    wanted = keycloak.merged(client(realm, name), {"clientId": name, **settings, "secret": secret})
+    with _errors(f"client {name} of {realm}"):
+        admin = _admin(realm)
+        if "id" in wanted:
+            admin.update_client(wanted["id"], wanted)
+        else:
+            admin.create_client(wanted)
+    return True
+
+
+def mapper(realm: str, client: str, name: str) -> dict[str, Any] | None:
+    """Return a mapper of a client by its name, or None where there is no such mapper.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server keycloak_admin.mapper ai-platform open-webui 'realm roles'
+    """
+    present = _asked(
+        f"mapper {name} of {client}", lambda: _by_id(realm, "get_client_id", "get_mappers_from_client", client)
+    )
+    return next((one for one in present or [] if one["name"] == name), None)
+
+
+def write_mapper(realm: str, client: str, name: str, settings: dict[str, Any]) -> bool:
+    """Make a mapper of a client, or change settings of it.
+
+    realm, client, name
+        The realm, the client's id, and the mapper.
+
+    settings
+        As Keycloak's admin API names them.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server keycloak_admin.write_mapper ai-platform open-webui 'realm roles' settings='{}'
+    """
+    wanted = keycloak.merged(mapper(realm, client, name), {"name": name, **settings})
+    with _errors(f"mapper {name} of {client}"):
+        admin = _admin(realm)
+        identity = admin.get_client_id(client)
+        if "id" in wanted:
+            admin.update_client_mapper(identity, wanted["id"], wanted)
+        else:
+            admin.add_mapper_to_client(identity, wanted)
+    return True
+
+
+def user(realm: str, name: str) -> dict[str, Any] | None:
+    """Return a user by name, or None where there is no such user.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server keycloak_admin.user ai-platform ai-platform-admin
+    """
+    return _asked(f"user {name} of {realm}", lambda: _by_id(realm, "get_user_id", "get_user", name))
+
+
+def user_roles(realm: str, name: str) -> list[dict[str, Any]]:
+    """Return the realm roles that a user was given.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server keycloak_admin.user_roles ai-platform ai-platform-admin
+    """
+    return (
+        _asked(f"user {name} of {realm}", lambda: _by_id(realm, "get_user_id", "get_realm_roles_of_user", name)) or []
+    )
+
+
+def write_user(
+    realm: str, name: str, settings: dict[str, Any], roles: list[str], first_password: str | None = None
+) -> bool:
+    """Make a user, or change settings of one and give the roles that are missing. For states only.
+
+    realm, name
+        The realm and the user's name.
+
+    settings
+        As Keycloak's admin API names them.
+
+    roles
+        Realm roles to have.
+
+    first_password
+        For a user who is made: to be changed at the first sign-in.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local keycloak_admin.write_user ai-platform jane settings='{"enabled": true}' roles='[ai-user]'
+    """
+    present = user(realm, name)
+    wanted = keycloak.merged(present, {"username": name, **settings})
+    with _errors(f"user {name} of {realm}"):
+        admin = _admin(realm)
+        if present is None:
+            credential = {"type": "password", "value": first_password, "temporary": True}
+            identity = admin.create_user(wanted | ({"credentials": [credential]} if first_password else {}))
+        else:
+            identity = present["id"]
+            admin.update_user(identity, wanted)
+        admin.assign_realm_roles(identity, [admin.get_realm_role(role) for role in roles])
+    return True
+
+
+def _url() -> str:
+    return f"http://127.0.0.1:{__pillar__['keycloak']['port']}"
+
+
+def _login(password: str) -> Any:
+    admin = KeycloakAdmin(
+        server_url=_url(),
+        username=__pillar__["keycloak"]["admin"],
+        password=password,
+        realm_name="master",
+        timeout=TIMEOUT,
+    )
+    admin.connection.get_token()
+    return admin
+
+
+def _admin(realm: str) -> Any:
+    """Return a client of the admin API in a realm; one for the run, which renews its token by itself."""
+    if "keycloak_admin.client" not in __context__:
+        __context__["keycloak_admin.client"] = _login(__salt__["platform_secret.read"]("keycloak", "admin_password"))
+    __context__["keycloak_admin.client"].change_current_realm(realm)
+    return __context__["keycloak_admin.client"]
+
+
+def _by_id(realm: str, find: str, read: str, name: str) -> Any:
+    """Return what the library's function ``read`` says of the thing whose id ``find`` knows by its name."""
+    admin = _admin(realm)
+    identity = getattr(admin, find)(name)
+    return getattr(admin, read)(identity) if identity else None
+
+
+def _asked(what: str, ask: Callable[[], Any]) -> Any:
+    """Return an answer; None where the thing, or the realm that it would be in, does not exist."""
+    with _errors(what):
+        try:
+            return ask()
+        except KeycloakGetError as err:
+            if err.response_code == requests.codes.not_found:
+                return None
+            raise
+
+
+@contextmanager
+def _errors(what: str) -> Iterator[None]:
+    """Turn the library's errors into one that says what was asked of whom."""
+    try:
+        yield
+    except KeycloakAuthenticationError as err:
+        raise PlatformError(
+            "Keycloak refuses its administrator's password",
+            where=f"{what} at {_url()}",
+            expected="the one in Vault (keycloak admin_password)",
+            actual=err,
+            hint="docs/keycloak.md, 'When the administrator cannot sign in'",
+        ) from None
+    except (KeycloakError, requests.RequestException) as err:
+        raise PlatformError(
+            "Keycloak does not do what it is asked",
+            where=f"{what} at {_url()}",
+            actual=err,
+            hint="docker logs keycloak on this host",
+        ) from None

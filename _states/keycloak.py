@@ -1,0 +1,224 @@
+"""Keycloak's realms, roles, clients, mappers and users, as declared. What is not declared is left alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiplatform import keycloak
+from aiplatform.errors import PlatformError
+from aiplatform.states import converge
+
+
+def admin_password(name: str, secret: str, previous: str) -> dict[str, Any]:
+    """Keycloak's administrator has the password that is in Vault.
+
+    A Keycloak that does not run yet gets it with its first start. One that has the earlier one is told the new one.
+
+    name
+        The administrator's name.
+
+    secret
+        ``<path>:<key>`` in pillar ``vault.secrets``.
+
+    previous
+        The container's file of secrets, which still has the earlier password.
+
+    .. code-block:: yaml
+
+        keycloak-admin:
+          keycloak.admin_password:
+            - name: admin
+            - secret: keycloak:admin_password
+            - previous: /etc/ai-platform-containers/keycloak/secrets.env
+    """
+    known: dict[str, str] = {}
+
+    def plan() -> dict[str, Any]:
+        call = __salt__["keycloak_admin.admin_password_fits"]
+        known["old"] = __salt__["keycloak_admin.previous_admin_password"](previous)
+        wanted = _secret(secret)
+        if not known["old"] or known["old"] == wanted or not __salt__["keycloak_admin.answers"]():
+            return {}
+        if call(wanted):
+            return {}
+        if not call(known["old"]):
+            raise PlatformError(
+                "Keycloak takes neither the administrator's password in Vault nor the one before it",
+                where=name,
+                hint="docs/keycloak.md, 'When the administrator cannot sign in'",
+            )
+        return {"password": {"old": "as before", "new": "changed"}}
+
+    return converge(
+        name,
+        plan=plan,
+        apply=lambda: __salt__["keycloak_admin.change_admin_password"](known["old"], _secret(secret)),
+        test=__opts__["test"],
+    )
+
+
+def realm_present(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """A realm is there with these settings; others of it are left alone.
+
+    name
+        The realm.
+
+    settings
+        As Keycloak's admin API names them.
+
+    .. code-block:: yaml
+
+        keycloak-realm:
+          keycloak.realm_present:
+            - name: ai-platform
+            - settings: {displayName: AI Platform}
+    """
+    return converge(
+        name,
+        plan=lambda: keycloak.differences(_now("realm", name), settings, "realm"),
+        apply=lambda: __salt__["keycloak_admin.write_realm"](name, settings),
+        test=__opts__["test"],
+    )
+
+
+def role_present(name: str, realm: str, description: str = "") -> dict[str, Any]:
+    """A realm has a role.
+
+    .. code-block:: yaml
+
+        keycloak-role-ai-user:
+          keycloak.role_present:
+            - name: ai-user
+            - realm: ai-platform
+            - description: Standard AI platform user
+    """
+    return converge(
+        name,
+        plan=lambda: keycloak.differences(_now("role", realm, name), {"description": description}, "role"),
+        apply=lambda: __salt__["keycloak_admin.write_role"](realm, name, description),
+        test=__opts__["test"],
+    )
+
+
+def client_present(name: str, realm: str, settings: dict[str, Any], secret: str) -> dict[str, Any]:
+    """A realm has a client with these settings and with the secret that is in Vault, which no output shows.
+
+    name
+        Its client id.
+
+    realm
+        The realm.
+
+    settings
+        As Keycloak's admin API names them.
+
+    secret
+        ``<path>:<key>`` in pillar ``vault.secrets``.
+
+    .. code-block:: yaml
+
+        keycloak-client-open-webui:
+          keycloak.client_present:
+            - name: open-webui
+            - realm: ai-platform
+            - settings: {publicClient: false}
+            - secret: keycloak:client_secret
+    """
+
+    def plan() -> dict[str, Any]:
+        present = _now("client", realm, name)
+        found = keycloak.differences(present, settings, "client")
+        if present and not __salt__["keycloak_admin.client_secret_fits"](realm, name, _secret(secret)):
+            found["secret"] = {"old": "as before", "new": "changed"}
+        return found
+
+    return converge(
+        name,
+        plan=plan,
+        apply=lambda: __salt__["keycloak_admin.write_client"](realm, name, settings, _secret(secret)),
+        test=__opts__["test"],
+    )
+
+
+def mapper_present(name: str, realm: str, client: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """A client has a mapper, which writes something about its users into their tokens.
+
+    name
+        The mapper.
+
+    realm, client
+        Whose it is.
+
+    settings
+        As Keycloak's admin API names them.
+
+    .. code-block:: yaml
+
+        keycloak-mapper-open-webui:
+          keycloak.mapper_present:
+            - name: realm roles
+            - realm: ai-platform
+            - client: open-webui
+            - settings: {protocol: openid-connect}
+    """
+    return converge(
+        name,
+        plan=lambda: keycloak.differences(_now("mapper", realm, client, name), settings, "mapper"),
+        apply=lambda: __salt__["keycloak_admin.write_mapper"](realm, client, name, settings),
+        test=__opts__["test"],
+    )
+
+
+def user_present(
+    name: str, realm: str, settings: dict[str, Any], roles: list[str], first_password: str | None = None
+) -> dict[str, Any]:
+    """A realm has a user with these settings and at least these roles. The password of one who is there is left alone.
+
+    name
+        The user's name.
+
+    realm
+        The realm.
+
+    settings
+        As Keycloak's admin API names them.
+
+    roles
+        Realm roles to have.
+
+    first_password
+        ``<path>:<key>`` in pillar ``vault.secrets``: to be changed at the first sign-in.
+
+    .. code-block:: yaml
+
+        keycloak-user:
+          keycloak.user_present:
+            - name: ai-platform-admin
+            - realm: ai-platform
+            - settings: {enabled: true}
+            - roles: [ai-admin]
+            - first_password: keycloak:realm_admin_password
+    """
+
+    def plan() -> dict[str, Any]:
+        present = _now("user", realm, name)
+        found = keycloak.differences(present, settings, "user")
+        lacking = keycloak.missing_roles(__salt__["keycloak_admin.user_roles"](realm, name), roles) if present else {}
+        return found | lacking
+
+    def write() -> None:
+        password = _secret(first_password) if first_password else None
+        __salt__["keycloak_admin.write_user"](realm, name, settings, roles, password)
+
+    return converge(name, plan=plan, apply=write, test=__opts__["test"])
+
+
+def _secret(secret: str) -> str:
+    return __salt__["platform_secret.read"](*secret.split(":"))
+
+
+def _now(kind: str, *names: str) -> dict[str, Any] | None:
+    """Return what is there; in a dry run of a first deploy, where no Keycloak answers yet, nothing is."""
+    if __opts__["test"] and not __salt__["keycloak_admin.answers"]():
+        return None
+    return __salt__[f"keycloak_admin.{kind}"](*names)

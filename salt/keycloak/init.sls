@@ -1,0 +1,128 @@
+# Keycloak in a container, and in it what pillar says: realm, roles, clients, the first user.
+{% set keycloak = pillar.keycloak %}
+{% set files = salt["platform_container.folder"]("keycloak") %}
+{% set data = pillar.platform.data_root ~ "/keycloak" %}
+{% set image = salt["platform_container.image"]("keycloak") %}
+{% set site = salt["keycloak_admin.site"]() %}
+include:
+  - containers
+
+keycloak-files-folder:
+  file.directory:
+    - name: {{ files }}
+    - user: {{ keycloak.uid }}
+    - group: {{ keycloak.uid }}
+    - mode: "0500"
+    - require:
+      - file: containers-folder
+
+keycloak-data-folder:
+  file.directory:
+    - name: {{ data }}
+    - user: {{ keycloak.uid }}
+    - group: {{ keycloak.uid }}
+    - mode: "0700"
+    - makedirs: true
+{% for name in ["start", "health"] %}
+keycloak-{{ name }}:
+  file.managed:
+    - name: {{ files }}/{{ name }}
+    - source: salt://keycloak/files/{{ name }}
+    - template: jinja
+    - context: {{ {"build": keycloak.build | dictsort | json} | json }}
+    - user: {{ keycloak.uid }}
+    - group: {{ keycloak.uid }}
+    - mode: "0500"
+    - require:
+      - file: keycloak-files-folder
+    - require_in:
+      - platform_container: keycloak
+{% endfor %}
+# A new password reaches the database by the admin API, for which the old one is needed: it is in the file that is
+# written next.
+keycloak-admin:
+  keycloak.admin_password:
+    - name: {{ keycloak.admin }}
+    - secret: keycloak:admin_password
+    - previous: {{ files }}/secrets.env
+
+keycloak-secrets:
+  file.managed:
+    - name: {{ files }}/secrets.env
+    - contents: {{ salt["keycloak_admin.secrets_env"]() | json }}
+    - user: {{ keycloak.uid }}
+    - group: {{ keycloak.uid }}
+    - mode: "0400"
+    - show_changes: false
+    - require:
+      - file: keycloak-files-folder
+      - keycloak: keycloak-admin
+
+keycloak:
+  platform_container.running:
+    - image: {{ image }}
+    - user: "{{ keycloak.uid }}:0"
+    - memory_mib: {{ keycloak.memory_mib }}
+    - files: {{ files }}
+    - secrets: true
+    - command: [/bin/bash, /run/platform/start]
+    - environment: {{ site.environment | json }}
+    - publish: ["{{ pillar.address }}:{{ keycloak.port }}:8080", "127.0.0.1:{{ keycloak.port }}:8080"]
+    - volumes: {{ {data: "/opt/keycloak/data", "keycloak-" ~ (image | sha256)[:12]: "/opt/keycloak/lib/quarkus"} | json }}
+    - health: {test: [/bin/bash, /run/platform/health], interval: 5, timeout: 5, start_period: {{ keycloak.timeout }}}
+    - timeout: {{ keycloak.timeout }}
+    - require:
+      - sls: containers
+      - file: keycloak-data-folder
+      - file: keycloak-secrets
+
+keycloak-master:
+  keycloak.realm_present:
+    - name: master
+    - settings: {{ keycloak.brute_force | json }}
+    - require:
+      - platform_container: keycloak
+
+keycloak-realm:
+  keycloak.realm_present:
+    - name: {{ site.realm }}
+    - settings: {{ site.settings | json }}
+    - require:
+      - platform_container: keycloak
+{% for name, description in keycloak.roles.items() %}
+keycloak-role-{{ name }}:
+  keycloak.role_present:
+    - name: {{ name }}
+    - realm: {{ site.realm }}
+    - description: {{ description | json }}
+    - require:
+      - keycloak: keycloak-realm
+    - require_in:
+      - keycloak: keycloak-user
+{% endfor %}
+{%- for name, client in site.clients.items() %}
+keycloak-client-{{ name }}:
+  keycloak.client_present:
+    - name: {{ name }}
+    - realm: {{ site.realm }}
+    - settings: {{ client.settings | json }}
+    - secret: {{ client.secret }}
+    - require:
+      - keycloak: keycloak-realm
+
+keycloak-mapper-{{ name }}:
+  keycloak.mapper_present:
+    - name: realm roles
+    - realm: {{ site.realm }}
+    - client: {{ name }}
+    - settings: {{ site.mapper | json }}
+    - require:
+      - keycloak: keycloak-client-{{ name }}
+{% endfor %}
+keycloak-user:
+  keycloak.user_present:
+    - name: {{ site.user.name }}
+    - realm: {{ site.realm }}
+    - settings: {{ site.user.settings | json }}
+    - roles: {{ site.user.roles | json }}
+    - first_password: keycloak:realm_admin_password
