@@ -200,7 +200,7 @@ def _deploy(only: list[str], limit: list[str], test: bool, fresh: bool) -> dict[
         "phases": outcome.as_data(rows),
         "failures": outcome.as_data(failures),
         "urls": services.urls(pillar),
-        "slots": health.chosen_slots(settings.load(__opts__)),
+        "slots": health.chosen_slots(pillar | {"selection": settings.selection(__opts__["pillar_roots"]["base"])}),
     }
     if not test and not only:
         _remember(record, scope, done, rows, bool(data["retcode"]))

@@ -67,7 +67,7 @@ def orchestrated():
 def _master(monkeypatch, tmp_path, pillar, answers, orchestrated):
     """A master with accepted keys, minions that answer, and an orchestration that runs nothing."""
 
-    def execute(hosts, function, tgt_type):
+    def execute(hosts, function, tgt_type, **_):
         assert tgt_type == "list"
         return {host: answer for host, answer in answers[function].items() if host in hosts}
 
@@ -90,7 +90,12 @@ def _master(monkeypatch, tmp_path, pillar, answers, orchestrated):
         def finger(self, _match):
             return {"minions": dict.fromkeys(HOSTS, "aa:bb")}
 
-    opts = {"cachedir": str(tmp_path), "file_roots": {"base": [str(CHECKOUT / "salt")]}, "output": "json"}
+    opts = {
+        "cachedir": str(tmp_path),
+        "file_roots": {"base": [str(CHECKOUT / "salt")]},
+        "pillar_roots": {"base": [str(tmp_path)]},
+        "output": "json",
+    }
     salt_functions = {"salt.execute": execute, "state.orchestrate": orchestrate}
     for name, value in (("__opts__", opts), ("__salt__", salt_functions), ("__context__", {})):
         monkeypatch.setattr(runner, name, value, raising=False)
@@ -152,7 +157,10 @@ def test_a_refused_pillar_asks_nobody(pillar, answers, orchestrated, function):
 # --- the deploy
 
 
-def test_a_deploy_runs_every_phase(orchestrated):
+def test_a_deploy_runs_every_phase(orchestrated, pillar, tmp_path):
+    pillar["selection"] = {}
+    # What the benchmark of this very deploy chooses is told.
+    (tmp_path / settings.SELECTION_FILE).write_text('{"slot1_general": "a:1"}')
     answer = runner.deploy()
     assert (answer["retcode"], answer["resumed"], answer["failures"]) == (0, [], [])
     graph = phases.load(phases.find([str(CHECKOUT / "salt")]))
