@@ -80,13 +80,15 @@ def available() -> bool:
 def all_of(made: Mapping[str, Any]) -> dict[str, Plot]:
     """Return the plots of a report's document by name; none where nothing was measured, no history of one measurement.
 
+    What could not be loaded has no figures to draw: it is in the tables, with the reason.
+
     Raises ``PlatformError`` where matplotlib is not there.
     """
     if not available():
         raise PlatformError(
             "No plots can be made", expected="matplotlib in Salt's Python", hint="etc/install-master.sh"
         )
-    if not made["selection"]["all_metrics"]:
+    if not _ranked(made):
         return {}
     import matplotlib as mpl
 
@@ -101,7 +103,7 @@ def all_of(made: Mapping[str, Any]) -> dict[str, Plot]:
 def _choice(made: Mapping[str, Any]) -> Plot:
     figure, axes = _figure(4.8)
     floors, ceiling = made["settings"]["thresholds"], made["settings"]["toks_norm_ceiling"]
-    rows = made["selection"]["all_metrics"]
+    rows = dict(_ranked(made))
     slots = {slot["model"]: slot["number"] for slot in made["slots"] if slot["model"]}
     fastest = max(row["avg_tok_per_sec"] for row in rows.values())
     axes.set_xlim(0, max(fastest, floors["min_tokens_per_sec"]) * 1.22 or 1)
@@ -110,7 +112,9 @@ def _choice(made: Mapping[str, Any]) -> Plot:
     _floors(axes, floors, ceiling)
     for name, row in rows.items():
         _mark(axes, row["avg_tok_per_sec"], _quality(row), row["category"], slots.get(name))
-    _names(axes, [(row["avg_tok_per_sec"], _quality(row), name) for name, row in rows.items()])
+    # Those in slots first: they get the best places.
+    names = sorted(rows, key=lambda name: (slots.get(name, len(slots) + 1), name))
+    _names(axes, [(rows[name]["avg_tok_per_sec"], _quality(rows[name]), name) for name in names])
     axes.set(xlabel="tokens per second", ylabel="quality in the kind served")
     axes.grid(visible=True)
     for kind, mark in _MARK.items():
@@ -151,7 +155,7 @@ def _names(axes: Any, marks: Sequence[tuple[float, float, str]]) -> None:
     at = {name: axes.transData.transform((x, y)) for x, y, name in marks}
     taken = [(x - 9, y - 9, x + 9, y + 9) for x, y in at.values()]
     frame = axes.get_window_extent().extents
-    for x, y, name in sorted(marks, key=lambda mark: -mark[1]):
+    for x, y, name in marks:
         boxes = [_box(at[name], len(name), *place) for place in _PLACES]
         covered = [_outside(box, frame) + sum(_overlap(box, other) for other in taken) for box in boxes]
         chosen = covered.index(min(covered))
@@ -312,8 +316,9 @@ def _figure(height: float, columns: int = 1, rows: int = 1, **options: Any) -> t
 
 
 def _ranked(made: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return the models, the best last: a vertical axis begins at the bottom."""
-    return list(made["selection"]["all_metrics"].items())[::-1]
+    """Return the models that could be loaded, the best last: a vertical axis begins at the bottom."""
+    rows = made["selection"]["all_metrics"].items()
+    return [(name, row) for name, row in rows if not row["measured"].get("failed")][::-1]
 
 
 def _by_model(axes: Any, rows: Sequence[tuple[str, Any]]) -> None:

@@ -17,7 +17,15 @@ Document = dict[str, Any]
 FORMAT = 1
 # What of pillar benchmark has no influence on the figures or the choice.
 _NO_INFLUENCE = frozenset({"models", "fresh", "state_dir", "report_dir", "candidate_models", "baseline_models"})
-_CONDITIONS = ("hardware", "ollama_version", "suite", "num_ctx", "num_thread", "instance", "measured_at")
+_CONDITIONS = {
+    "Hardware": "hardware",
+    "Ollama": "ollama_version",
+    "Suite": "suite",
+    "Context": "num_ctx",
+    "Threads": "num_thread",
+    "Instance": "instance",
+    "Measured at": "measured_at",
+}
 EMPTY = "-"
 
 
@@ -88,6 +96,8 @@ def _slot(number: int, slot: Mapping[str, Any], selection: Mapping[str, Any], pi
         "kind": slot["kind"],
         "rotates": key.endswith("_rotate"),
         "model": model,
+        # What an operator has named in pillar is served instead.
+        "served": slot.get("model"),
         "composite": selection["all_metrics"].get(model, {}).get(f"{slot['kind']}_composite"),
     }
 
@@ -103,7 +113,13 @@ def slot_rows(selection: Mapping[str, Any], pillar: Mapping[str, Any]) -> list[t
 def _slot_row(slot: Mapping[str, Any]) -> tuple[object, ...]:
     socket = f"{slot['instance']} (NUMA node {slot['numa_node']}, port {slot['port']})"
     role = f"{slot['kind']}, {'rotates' if slot['rotates'] else 'locked'}"
-    return (slot["number"], socket, role, slot["model"] or EMPTY, _three(slot["composite"]))
+    return (slot["number"], socket, role, model_text(slot), _three(slot["composite"]))
+
+
+def model_text(slot: Mapping[str, Any]) -> str:
+    """Return the model that the benchmark chose for a slot, and what pillar has put in its place."""
+    chosen = slot["model"] or EMPTY
+    return f"{chosen} (pillar: {slot['served']})" if slot["served"] else chosen
 
 
 def _three(value: float | None) -> str:
@@ -127,7 +143,7 @@ def sections(made: Mapping[str, Any]) -> list[Section]:
     selection = made["selection"]
     warnings = [f"{name}: {why}" for name, why in selection.get("warnings", {}).items()] + _disturbed(selection)
     conditions = [
-        (name, *(row["measured"].get(key, EMPTY) for key in _CONDITIONS))
+        (name, *(row["measured"].get(key, EMPTY) for key in _CONDITIONS.values()))
         for name, row in selection["all_metrics"].items()
     ]
     return [

@@ -157,3 +157,10 @@ def test_a_report_tells_how_the_models_were_chosen(master):
     for slot in range(1, 7):
         assert f"| {slot} " in report
     assert "0.45" in report
+
+
+def test_the_reports_page_has_its_plots(master):
+    """The master's Python has matplotlib, which no other host has."""
+    page = master.run("cat $(ls -t /srv/ai-platform/benchmarks/results/benchmark_*.html | head -n 1)").stdout
+    assert page.count("<svg") >= 3
+    assert "This page has no plots" not in page

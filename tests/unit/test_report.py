@@ -74,6 +74,15 @@ def test_slot_table_has_six_rows_with_socket_role_model_and_composite(chosen, pi
     assert [line[0] for line in rows] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_slot_that_pillar_has_rotated_says_so(chosen, pillar, checkout):
+    pillar["slots"][5]["model"] = "phi4:14b"
+    made = report.document(chosen, pillar, NOW)
+    assert "| 5 | node1 (NUMA node 1, port 11434) | general, rotates | - (pillar: phi4:14b) | - |" in report.markdown(
+        made
+    )
+    assert "pillar has put phi4:14b in its place" in report_html.page(made, None, checkout / "salt")
+
+
 def test_text_says_what_was_chosen_why_and_how(made):
     text = report.markdown(made)
     assert text.startswith("# Benchmark of 2026-01-02 03:04:05 UTC\n")
@@ -245,6 +254,15 @@ def test_the_choice_plot_shows_each_model_and_its_slot(drawn):
 
 def test_a_first_run_has_no_history_to_draw(several):
     assert set(plots.all_of(several[0])) == {"choice", "speed", "parts"}
+
+
+def test_a_model_without_figures_is_in_the_tables_only(pillar):
+    failed = row("f:1", 0, ttft_ms=9999, general_quality=0, coding_quality=0, failed="cannot be loaded: no memory")
+    made = report.document(selection.select([row("a:1"), failed], pillar["benchmark"]), pillar, NOW)
+    assert all("f:1" not in plot.svg for plot in plots.all_of(made).values())
+    assert "| f:1 | no slot | cannot be loaded: no memory |" in report.markdown(made)
+    nothing = report.document(selection.select([failed], pillar["benchmark"]), pillar, NOW)
+    assert plots.all_of(nothing) == {}
 
 
 def test_without_matplotlib_the_page_says_that_it_has_no_plots(several, checkout, monkeypatch, tmp_path):
