@@ -21,8 +21,10 @@ from lab.process import docker, run
 from lab.settings import (
     KEYCLOAK_VERSION,
     LAB,
+    OPENWEBUI_VERSION,
     POSTGRES_VERSION,
     PREFIX,
+    QDRANT_VERSION,
     REGISTRY_PORT,
     LabError,
     address,
@@ -91,6 +93,8 @@ ALL = (
         prepare=lambda context: builds.keycloak(KEYCLOAK_VERSION, context / "keycloak.zip"),
         lock=builds.KEYCLOAK_SHA256,
     ),
+    Container("qdrant", QDRANT_VERSION, "docker.io/qdrant/qdrant", stand_in=True),
+    Container("openwebui", OPENWEBUI_VERSION, "ghcr.io/open-webui/open-webui"),
 )
 
 

@@ -10,6 +10,9 @@ base:
     - models
     - postgres
     - keycloak
+    - qdrant
+    - openwebui
+    - openclaw
   'roles:coredns_host':
     - match: pillar
     - docker
