@@ -168,11 +168,17 @@ def _reasons(made: Mapping[str, Any]) -> list[tuple[object, ...]]:
     rows: list[tuple[object, ...]] = []
     for slot in made["slots"]:
         if slot["model"]:
-            ranking = [one["name"] for one in selection[f"{slot['kind']}_ranking"]]
-            rank = f"rank {ranking.index(slot['model']) + 1} of {len(ranking)} {slot['kind']} models"
-            why = "; ".join([rank, *filter(None, [selection.get("kept", {}).get(slot["key"])])])
+            kept = selection.get("kept", {}).get(slot["key"])
+            why = "; ".join(filter(None, [_rank(slot["model"], slot["kind"], selection), kept]))
             rows.append((slot["model"], f"slot {slot['number']}", why))
     return rows + [(name, "no slot", why) for name, why in selection["excluded"].items()]
+
+
+def _rank(model: str, kind: str, selection: Mapping[str, Any]) -> str:
+    ranking = [one["name"] for one in selection[f"{kind}_ranking"]]
+    if model not in ranking:
+        return f"not among the {kind} models that were ranked: named by hand in the selection"
+    return f"rank {ranking.index(model) + 1} of {len(ranking)} {kind} models"
 
 
 def _disturbed(selection: Mapping[str, Any]) -> list[str]:

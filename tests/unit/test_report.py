@@ -83,6 +83,11 @@ def test_a_slot_that_pillar_has_rotated_says_so(chosen, pillar, checkout):
     assert "pillar has put phi4:14b in its place" in report_html.page(made, None, checkout / "salt")
 
 
+def test_a_selection_that_was_edited_by_hand_is_still_reported(chosen, pillar):
+    made = report.document(chosen | {"slot2_general": "mine:1"}, pillar, NOW)
+    assert "| mine:1 | slot 2 | not among the general models that were ranked" in report.markdown(made)
+
+
 def test_text_says_what_was_chosen_why_and_how(made):
     text = report.markdown(made)
     assert text.startswith("# Benchmark of 2026-01-02 03:04:05 UTC\n")
