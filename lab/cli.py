@@ -82,6 +82,7 @@ def artifact_steps() -> list[Step]:
         packages.keycloak_step(),
         base,
         replace(models.variants_step(), needs=(base.title,)),
+        models.embedding_step(),
     ]
 
 
