@@ -418,4 +418,12 @@ def deploy() -> str:
             f"The deploy ended with {code}; what failed is named above. The hosts stay up: look with make lab-status\n"
             "and make lab-shell HOST=ai_server, then run make lab again: it carries on from there."
         )
+    trust_authority()
     return "the platform is deployed"
+
+
+def trust_authority() -> None:
+    """Let the workstation trust the authority of the platform's names, as an operator does with a site's clients."""
+    pem = execute(MASTER, "salt", "--out=newline_values_only", "nginx_proxy", "platform_ca.certificate")
+    put(BARE, {"/usr/local/share/ca-certificates/ai-platform.crt": f"{pem.strip()}\n".encode()})
+    execute(BARE, "update-ca-certificates")

@@ -52,6 +52,16 @@ def ensure_packages(names: list[str], why: str) -> None:
         run(["apt-get", "-qq", *lock, "install", "--no-install-recommends", *absent], log="apt", env=env)
 
 
+def resolvers() -> list[str]:
+    """The name servers that this machine asks, as far as others can reach them too."""
+    for path in (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf")):
+        lines = path.read_text().splitlines() if path.exists() else []
+        found = [line.split()[1] for line in lines if line.startswith("nameserver ")]
+        if usable := [address for address in found if not address.startswith(("127.", "::1"))]:
+            return usable
+    return []
+
+
 def engine_answers() -> bool:
     """Whether a container engine answers; the command alone says nothing."""
     if not shutil.which("docker"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lab.images import SALT, SITE, SYSTEM, Image
+from lab.machine import resolvers
 from lab.process import docker, run
 from lab.settings import DOMAIN, LABEL, NETWORK, PREFIX, LabError, address, cache, folder, subnet
 
@@ -58,6 +59,7 @@ HOSTS = (
 )
 MASTER = HOSTS[0]
 BARE = HOSTS[-1]
+NAMES = next(host for host in HOSTS if host.name == "coredns_host")
 MINIONS = tuple(host for host in HOSTS if host.minion)
 
 
@@ -88,6 +90,9 @@ def run_arguments(each: Host) -> list[str]:
     for capability in CAPABILITIES:
         argv += ["--cap-add", capability]
     argv += ["--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined", "--cgroupns=host"]
+    # The platform's own name server first; until it is there, and for all other names, the machine's.
+    for server in (NAMES.address, *resolvers()):
+        argv += ["--dns", server]
     for other in HOSTS:
         argv += ["--add-host", f"{other.hostname}.{DOMAIN}:{other.address}"]
     argv += mounts(each)

@@ -7,3 +7,4 @@ base:
     - slots
     - benchmark
     - preflight
+    - edge

@@ -44,6 +44,7 @@ def test_everything_of_a_host_is_labelled_and_limited():
         assert option(argv, "--label") == [settings.LABEL]
         assert option(argv, "--memory") == [f"{host.memory}m"]
         assert "--privileged" not in argv
+        assert option(argv, "--dns")[0] == topology.host("coredns_host").address
 
 
 def test_the_cache_is_mounted_on_the_master_only_and_the_files_read_only():

@@ -28,6 +28,8 @@ ITEMS = {
     "SLT": 6,
     "WRM": 5,
     "KEY": 10,
+    "NGX": 6,
+    "DNS": 4,
     "SEC": 9,
     "TAG": 5,
     "DEF": 42,
