@@ -226,6 +226,30 @@ def choose(test: bool = False) -> dict[str, Any]:
     return settle.settle(__pillar__, {__opts__["id"]: results()}, settle.Places.of(__opts__, __pillar__), test)
 
 
+def execute(prompt: str, text: str) -> dict[str, Any]:
+    """Run the code of an answer against a prompt's hidden tests; returns ``passed``, and ``why`` not.
+
+    The code runs in a unit of systemd that has neither network nor files, and little time and memory.
+
+    prompt
+        A prompt of the suite that has tests, such as ``debug``.
+    text
+        The answer, with its code in a fenced block or alone.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server benchmark.execute debug "$(cat answer.md)"
+    """
+    known = {name: row["tests"] for name, row in _suite()["prompts"].items() if "tests" in row}
+    if prompt not in known:
+        raise PlatformError("A prompt without hidden tests", expected=" or ".join(sorted(known)), actual=prompt)
+    if why := measure_code.available():
+        raise PlatformError("The code of answers cannot be run here", actual=why)
+    return vars(measure_code.execute(known[prompt], text))
+
+
 def hardware() -> str:
     """Return in one line what the figures of this host depend on.
 

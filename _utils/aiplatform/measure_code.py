@@ -20,41 +20,36 @@ from typing import Any
 from aiplatform.errors import PlatformError
 
 PYTHON = "/usr/bin/python3"
+RUN = Path("/run")
 LANGUAGES = frozenset({"", "py", "python", "python3"})
 SECONDS = 10
 # Starting and clearing away a unit on a busy host.
 PATIENCE_SECONDS = 60
 OUTPUT_BYTES = 1 << 20
 _BLOCK = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
+_ENDED = re.compile(r"Finished with result: (\S+)")
 _TOLERANCE = 1e-9
 
-# Each line is a property of systemd.exec(5), systemd.resource-control(5) or systemd.service(5).
+# Each line is a property of systemd.exec(5), systemd.resource-control(5) or systemd.service(5). The root is an empty
+# folder into which only what Python consists of is mounted: no /etc, no /proc, no /dev, nothing of any service.
 PROPERTIES = (
     "DynamicUser=yes",
-    "PrivateNetwork=yes",
-    "RestrictAddressFamilies=none",
-    "IPAddressDeny=any",
-    # An empty file system, and of the host's only what Python consists of, read-only.
-    "TemporaryFileSystem=/:ro",
     "BindReadOnlyPaths=/usr",
     "BindReadOnlyPaths=-/lib",
     "BindReadOnlyPaths=-/lib64",
-    "BindReadOnlyPaths=-/etc/ld.so.cache",
-    "InaccessiblePaths=-/usr/local -/usr/share -/usr/src",
+    "InaccessiblePaths=-/usr/local",
+    "InaccessiblePaths=-/usr/share",
+    "InaccessiblePaths=-/usr/src",
+    "MountAPIVFS=no",
     "ProtectSystem=strict",
     "ProtectHome=yes",
-    "PrivateTmp=yes",
-    "InaccessiblePaths=-/tmp -/var/tmp -/dev/shm -/dev/mqueue",
-    "PrivateDevices=yes",
-    "ProtectProc=invisible",
-    "ProcSubset=pid",
-    "ProtectKernelTunables=yes",
-    "ProtectKernelModules=yes",
-    "ProtectKernelLogs=yes",
-    "ProtectControlGroups=yes",
-    "ProtectClock=yes",
-    "ProtectHostname=yes",
-    "PrivateIPC=yes",
+    # A dynamic user comes with a temporary folder of its own: not this one.
+    "InaccessiblePaths=/tmp",
+    "InaccessiblePaths=/var/tmp",
+    "PrivateNetwork=yes",
+    "RestrictAddressFamilies=AF_UNIX",
+    "IPAddressDeny=any",
+    "DevicePolicy=strict",
     "NoNewPrivileges=yes",
     "CapabilityBoundingSet=",
     "RestrictNamespaces=yes",
@@ -64,7 +59,7 @@ PROPERTIES = (
     "KeyringMode=private",
     "SystemCallArchitectures=native",
     "SystemCallFilter=@system-service",
-    "SystemCallFilter=~@privileged @resources @keyring",
+    "SystemCallFilter=~@privileged @resources @keyring @network-io",
     "SystemCallErrorNumber=EPERM",
     f"RuntimeMaxSec={SECONDS}",
     "TimeoutStopSec=1",
@@ -75,7 +70,7 @@ PROPERTIES = (
     # The same once more, for hosts whose control groups cannot bound them.
     "LimitAS=1G",
     "LimitNPROC=16",
-    "LimitCPU=10",
+    f"LimitCPU={SECONDS}",
     "LimitNOFILE=64",
     "LimitCORE=0",
     f"LimitFSIZE={OUTPUT_BYTES}",
@@ -83,10 +78,10 @@ PROPERTIES = (
 
 # Runs in the unit: defines what the answer defines, makes the calls, and says what came of each.
 HARNESS = """
-import json, os, sys
+import io, json, os, sys
 task = json.load(sys.stdin)
 answer = os.fdopen(os.dup(1), "w")
-sys.stdout = sys.stderr = open(os.devnull, "w")
+sys.stdout = sys.stderr = io.StringIO()
 space = {"__name__": "answer"}
 for block in task["blocks"]:
     try:
@@ -124,11 +119,17 @@ def blocks(text: str) -> list[str]:
     return [code for language, code in fenced if language.lower() in LANGUAGES] if fenced else [text]
 
 
-def command(cpus: Iterable[int] = ()) -> list[str]:
-    """Return the command that runs the harness in its unit, on these CPUs (none: on any)."""
-    bound = [f"CPUAffinity={' '.join(str(cpu) for cpu in cpus)}"] if cpus else []
-    properties = [word for line in (*PROPERTIES, *bound) for word in ("--property", line)]
-    return ["systemd-run", "--quiet", "--wait", "--collect", "--pipe", *properties, "--", PYTHON, "-I", "-c", HARNESS]
+def command(root: str, cpus: Iterable[int] = ()) -> list[str]:
+    """Return the command that runs the harness in its unit.
+
+    root
+        An empty folder, which becomes the unit's root.
+    cpus
+        The CPUs that it may use; none: any.
+    """
+    more = [f"RootDirectory={root}", *([f"CPUAffinity={' '.join(str(cpu) for cpu in cpus)}"] if cpus else [])]
+    properties = [word for line in (*PROPERTIES, *more) for word in ("--property", line)]
+    return ["systemd-run", "--wait", "--collect", "--pipe", *properties, "--", PYTHON, "-I", "-c", HARNESS]
 
 
 def available() -> str:
@@ -153,21 +154,27 @@ def execute(tests: Mapping[str, Any], text: str, cpus: Sequence[int] = ()) -> Ve
     """
     task = {"function": tests["function"], "blocks": blocks(text), "calls": [case["args"] for case in tests["cases"]]}
     # A file, not a pipe: its size is limited, and nobody has to read along.
-    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as asked:
+    with (
+        tempfile.TemporaryFile() as said,
+        tempfile.TemporaryFile() as asked,
+        tempfile.TemporaryDirectory(prefix="benchmark-code-", dir=RUN) as root,
+    ):
+        Path(root).chmod(0o755)
         asked.write(json.dumps(task).encode())
         asked.seek(0)
         try:
             done = subprocess.run(
-                command(cpus), stdin=asked, stdout=said, stderr=subprocess.PIPE, timeout=SECONDS + PATIENCE_SECONDS,
-                check=False,
+                command(root, cpus), stdin=asked, stdout=said, stderr=subprocess.PIPE,
+                timeout=SECONDS + PATIENCE_SECONDS, check=False,
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as err:
             raise _unusable(str(err)) from err
         said.seek(0)
-        output = said.read(OUTPUT_BYTES + 1)
+        output = said.read()
     if done.returncode and not output and b"Failed to" in done.stderr:
         raise _unusable(done.stderr.decode(errors="replace").strip())
-    return judge(tests["cases"], output, done.returncode)
+    ended = _ENDED.search(done.stderr.decode(errors="replace"))
+    return judge(tests["cases"], output, ended.group(1) if ended else f"status {done.returncode}")
 
 
 def _unusable(actual: str) -> PlatformError:
@@ -179,16 +186,17 @@ def _unusable(actual: str) -> PlatformError:
     )
 
 
-def judge(cases: Sequence[Mapping[str, Any]], output: bytes, status: int) -> Verdict:
+def judge(cases: Sequence[Mapping[str, Any]], output: bytes, ended: str) -> Verdict:
     """Return the verdict on what the harness said.
 
-    status
-        The exit status of the unit; not 0 where it was ended for what it did.
+    ended
+        How its unit ended: ``success``, or by what, such as ``timeout`` and ``oom-kill`` (systemd.exec(5), EXIT_CODE).
     """
     try:
         said = json.loads(output)
     except ValueError:
-        return Verdict(False, f"the code ended the test with status {status}" if status else "the code said nothing")
+        nothing = "what the code said cannot be read" if output else "the code said nothing"
+        return Verdict(False, nothing if ended == "success" else f"the test was ended by {ended}")
     if not isinstance(said, list) or len(said) != len(cases):
         return Verdict(False, "the code said something else")
     for case, one in zip(cases, said, strict=True):

@@ -22,7 +22,7 @@ def execute(text: str, tests=TESTS) -> measure_code.Verdict:
     task["blocks"] = measure_code.blocks(text)
     command = [sys.executable, "-I", "-c", measure_code.HARNESS]
     done = subprocess.run(command, input=json.dumps(task), capture_output=True, text=True, timeout=30, check=False)
-    return measure_code.judge(tests["cases"], done.stdout.encode(), done.returncode)
+    return measure_code.judge(tests["cases"], done.stdout.encode(), "success" if done.returncode == 0 else "exit-code")
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_right_code_passes():
         ("def double(n): return {n}", "TypeError"),
         ("def double(n): return object()", "not JSON serializable"),
         ("import sys; sys.exit(0)", "KeyError"),
-        ("def double(n):\n    import os\n    os._exit(3)", "status 3"),
+        ("def double(n):\n    import os\n    os._exit(3)", "ended by exit-code"),
         ("import os\ndef double(n):\n    os.write(3, b'[{\"returned\": 1}]'); os._exit(0)", "returned 1"),
         ('print(\'[{"returned": [2, 4], "arguments": [[1, 2]]}]\')', "KeyError"),
         ("def double(n):\n    n.append(n)\n    return n", "Circular"),
@@ -79,7 +79,7 @@ def test_values_are_equal_but_for_rounding(expected, actual, equal):
 
 @pytest.mark.parametrize("output", [b"", b"{", b'"x"', b"[]", b"null"])
 def test_nonsense_is_no_pass(output):
-    assert not measure_code.judge(TESTS["cases"], output, 1).passed
+    assert not measure_code.judge(TESTS["cases"], output, "success").passed
 
 
 def test_expected_results_never_enter_the_unit(monkeypatch):
