@@ -89,6 +89,50 @@ def admin_password_fits(password: str) -> bool:
     return True
 
 
+def administrator_signs_in() -> bool:
+    """Return whether Keycloak's administrator can sign in with the password in Vault.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server keycloak_admin.administrator_signs_in
+    """
+    return admin_password_fits(__salt__["platform_secret.read"]("keycloak", "admin_password"))
+
+
+def issuer() -> str:
+    """Return the name under which the platform's realm signs, as its endpoints say it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server keycloak_admin.issuer
+    """
+    url = f"{_url()}/realms/{keycloak.realm_name(__pillar__)}/.well-known/openid-configuration"
+    with _errors("the realm's endpoints"):
+        reply = requests.get(url, timeout=TIMEOUT)
+        reply.raise_for_status()
+        return str(reply.json()["issuer"])
+
+
+def client_state(name: str) -> str:
+    """Return whether a client of the platform's realm has the secret that is in Vault: in words, without the secret.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server keycloak_admin.client_state open-webui
+    """
+    realm_name, wanted = keycloak.realm_name(__pillar__), keycloak.clients(__pillar__)[name]
+    if client(realm_name, name) is None:
+        return "there is no such client"
+    secret = __salt__["platform_secret.read"](*wanted["secret"].split(":"))
+    return "its secret fits" if client_secret_fits(realm_name, name, secret) else "it has another secret than Vault"
+
+
 def previous_admin_password(path: str) -> str:
     """Return the administrator's password in the container's file of secrets; empty where there is none.
 

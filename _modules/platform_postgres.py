@@ -73,6 +73,32 @@ def write_database(name: str, owner: str) -> bool:
     return True
 
 
+def sign_in(name: str) -> str:
+    """Sign in over the containers' network as a database's role, with its password from Vault; say as whom and where.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server platform_postgres.sign_in keycloak
+    """
+    shown = __salt__["platform_container.inspect"]("postgres")
+    network = __pillar__["containers"]["network"]
+    if not shown or network not in shown["NetworkSettings"]["Networks"]:
+        raise PlatformError("The container of PostgreSQL is not there", where=network, hint="state.apply postgres")
+    address = shown["NetworkSettings"]["Networks"][network]["IPAddress"]
+    password = __salt__["platform_secret.read"]("databases", name)
+    try:
+        connection = pg8000.native.Connection(name, host=address, database=name, password=password, timeout=10)
+        user, database_name = connection.run("SELECT current_user, current_database()")[0]
+        connection.close()
+    except (pg8000.native.Error, OSError) as err:
+        raise PlatformError(
+            "PostgreSQL does not let the role in", where=f"{name} at {address}", actual=str(err)
+        ) from None
+    return f"{user} in database {database_name}"
+
+
 def _rows(statement: str, **values: Any) -> list[Any]:
     with _connection() as connection:
         return list(connection.run(statement, **values) or [])
