@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
-from aiplatform import reach, verify_keycloak, verify_ollama, verify_postgres, verify_vault
+from aiplatform import reach, verify_chat, verify_keycloak, verify_ollama, verify_postgres, verify_vault
 from aiplatform.checks import Check, Finding, Host, Suite
 from aiplatform.services import Endpoint
 
@@ -36,4 +36,11 @@ def _reached(host: Host, end: Endpoint, tried: Future[dict[str, str]]) -> Findin
     return reach.judged(host.pillar, end, host.id, tried.result()[end.url])
 
 
-SUITE = Suite(verify_vault.checks, verify_ollama.checks, verify_postgres.checks, verify_keycloak.checks, reached)
+SUITE = Suite(
+    verify_vault.checks,
+    verify_ollama.checks,
+    verify_postgres.checks,
+    verify_keycloak.checks,
+    verify_chat.checks,
+    reached,
+)

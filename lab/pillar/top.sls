@@ -8,3 +8,4 @@ base:
     - benchmark
     - preflight
     - edge
+    - openclaw

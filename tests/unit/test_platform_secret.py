@@ -6,6 +6,11 @@ from unittest.mock import Mock
 
 import pytest
 from salt.exceptions import CommandExecutionError
+from saltext.vault.utils.vault.exceptions import (
+    VaultNotFoundError,
+    VaultPermissionDeniedError,
+    VaultUnavailableError,
+)
 
 from _modules import platform_secret as module
 from aiplatform.errors import NotFoundError, PlatformError
@@ -43,3 +48,34 @@ def test_a_sealed_vault_is_an_error_and_a_placeholder_in_a_dry_run(vault, monkey
         module.read("keycloak", "admin_password")
     monkeypatch.setitem(module.__opts__, "test", True)
     assert module.read("keycloak", "admin_password") == module.UNKNOWN
+
+
+@pytest.fixture
+def kv(monkeypatch, vault):
+    read = Mock(return_value={"telegram_token": "1:a"})
+    monkeypatch.setattr(module.vault, "read_kv", read)
+    monkeypatch.setattr(module, "__context__", {}, raising=False)
+    return read
+
+
+@pytest.mark.parametrize(
+    ("holds", "found"), [({"telegram_token": "1:a"}, "1:a"), ({}, ""), ({"telegram_token": ""}, "")]
+)
+def test_what_a_person_has_not_entered_is_absent(kv, holds, found):
+    kv.return_value = holds
+    assert module.optional("openclaw", "telegram_token") == found
+    assert kv.call_args.args[0] == "secret/acme/openclaw"
+
+
+def test_a_path_that_was_never_written_is_absent(kv):
+    kv.side_effect = VaultNotFoundError("no")
+    assert module.optional("openclaw", "telegram_token") == ""
+
+
+@pytest.mark.parametrize("error", [VaultUnavailableError("sealed"), VaultPermissionDeniedError("no")])
+def test_a_vault_that_cannot_be_asked_is_no_absence(kv, monkeypatch, error):
+    kv.side_effect = error
+    with pytest.raises(PlatformError, match="secret/acme/openclaw telegram_token"):
+        module.optional("openclaw", "telegram_token")
+    monkeypatch.setitem(module.__opts__, "test", True)
+    assert module.optional("openclaw", "telegram_token") == ""

@@ -1,0 +1,74 @@
+"""The bot's formula as it is rendered, with a token in Vault and without."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+from jinja2 import Environment
+
+from aiplatform import settings
+
+URLS = {"node1": {"url": "http://127.0.0.1:11434"}, "node0": {"url": "http://127.0.0.1:11435"}}
+
+
+class Pillar(dict):
+    """Pillar as Jinja sees it: keys are attributes too."""
+
+    __getattr__ = dict.__getitem__
+
+
+@pytest.fixture
+def render(checkout):
+    environment = Environment()  # noqa: S701 (renders no page)
+    environment.filters["json"] = lambda value: yaml.dump(value, default_flow_style=True).strip().removesuffix("\n...")
+
+    def rendered(token: str, **openclaw) -> dict:
+        pillar = settings.effective({"openclaw": openclaw}, checkout / "salt")
+        salt = {"platform_secret.optional": lambda path, key: token, "ollama.instances": lambda: URLS}
+        text = (checkout / "salt/openclaw/init.sls").read_text()
+        grains = {"os_family": "Debian"}
+        return yaml.safe_load(environment.from_string(text).render(pillar=Pillar(pillar), salt=salt, grains=grains))
+
+    return rendered
+
+
+def options(state: dict) -> dict:
+    """The options of a state, of whichever function."""
+    (rows,) = state.values()
+    return {key: value for row in rows for key, value in row.items()}
+
+
+def test_without_a_token_nothing_is_installed_and_it_is_said(render):
+    found = render("")
+    assert {name: next(iter(state)) for name, state in found.items()} == {
+        "openclaw-skipped": "notice.shown",
+        "openclaw": "service.dead",
+        "openclaw-token": "file.absent",
+    }
+    assert "docs/openclaw.md" in options(found["openclaw-skipped"])["text"]
+
+
+def test_the_token_is_readable_by_the_bot_alone(render):
+    file = options(render("1:secret")["openclaw-token"])
+    assert (file["user"], file["mode"], file["show_changes"]) == ("openclaw", "0400", False)
+
+
+def test_the_token_is_in_no_other_state(render):
+    found = render("1:secret")
+    found.pop("openclaw-token")
+    assert "1:secret" not in repr(found)
+
+
+@pytest.mark.parametrize(("slot", "url"), [(1, URLS["node1"]["url"]), (3, URLS["node0"]["url"])])
+def test_it_asks_the_instance_of_its_slot(render, slot, url):
+    dataset = options(render("1:a", slot=slot)["openclaw-settings"])["dataset"]
+    assert (dataset["ollama_url"], dataset["model"]) == (url, f"slot-{slot}")
+
+
+def test_settings_are_those_that_the_program_reads(render, checkout):
+    program = (checkout / "salt/openclaw/files/bot.py").read_text()
+    fields = re.search(r"class Settings:.*?\n    @classmethod", program, re.DOTALL).group(0)
+    wanted = set(re.findall(r"^    (\w+): [a-z]", fields, re.MULTILINE))
+    assert set(options(render("1:a")["openclaw-settings"])["dataset"]) == wanted
