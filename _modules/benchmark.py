@@ -354,12 +354,15 @@ def _measure(
     used = {slot["instance"] for slot in pillar["slots"].values()} if tasks else set()
     speeds = {name: memory(name, fresh=True) for name in sorted(used)}
     places = {name: _place(name, settings) for name in sorted(used)}
+    # Here, since Salt's functions are not to be had in the instances' threads.
+    roofs = {task.model: _roofline(task.model, task.instance, speeds[task.instance]) for task in tasks}
 
     def make_job(task: measuring.Task) -> measure_model.Job:
         here = conditions[task.instance]
         options = {key: here[key] for key in slots.LOAD_OPTIONS if here[key] is not None}
-        roof = _roofline(task.model, task.instance, speeds[task.instance])
-        return measure_model.Job(task, suite, settings, here, options, roofline=roof, **places[task.instance])
+        return measure_model.Job(
+            task, suite, settings, here, options, roofline=roofs[task.model], **places[task.instance]
+        )
 
     pace = measure_progress.Pace({task.model: task for task in tasks}, _tests(suite, settings))
 
