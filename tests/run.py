@@ -1,4 +1,4 @@
-"""All of ``make test``: the linters, four tiers of tests, one closing line of counts and a report of timings.
+"""All of ``make test``: the linters, five tiers of tests, one closing line of counts and a report of timings.
 
 Stages run one after the other, cheapest first, and all of them run: a failure is found with everything else
 that fails. Each stage's junit file and ``timings.md`` are kept in ``tests/artifacts/``.
@@ -54,6 +54,7 @@ def stages() -> list[Stage]:
         pytest_stage("unit"),
         Stage("artifacts", [*LAB, "artifacts"]),
         pytest_stage("functional", needs="artifacts"),
+        pytest_stage("numa", needs="artifacts"),
         pytest_stage("integration"),
         Stage("lab-up", [*LAB, "up"], needs="artifacts"),
         pytest_stage("lab", needs="lab-up"),
