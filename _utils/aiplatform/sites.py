@@ -95,7 +95,6 @@ def routes(pillar: Settings) -> dict[str, Any]:
             found[name] = found[slots.technical_name(row["slot"])]
     return {
         "max_tokens": pillar["nginx"]["api"]["max_tokens"],
-        "instances": sorted(instances(pillar)),
         "models": dict(sorted(found.items())),
     }
 

@@ -245,7 +245,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         else:
             self.reply({"response": "hello"})
 
-    do_GET = do_POST = do_DELETE = do_PUT = handle_any  # noqa: N815 (names of the library)
+    do_GET = do_HEAD = do_POST = do_DELETE = do_PUT = handle_any  # noqa: N815 (names of the library)
 
     def reply(self, data: dict) -> None:
         text = json.dumps(data).encode()
@@ -253,7 +253,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
-        self.wfile.write(text)
+        if self.command != "HEAD":
+            self.wfile.write(text)
 
     def log_message(self, *_args) -> None:
         """Say nothing."""

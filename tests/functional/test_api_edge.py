@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import shutil
+import subprocess
 import time
 
 import pytest
@@ -188,6 +190,26 @@ def test_lists_hold_what_is_offered_byte_by_byte(edge):
     assert names(edge.ask("GET", "/api/tags")) == wanted
     assert names(edge.ask("GET", "/v1/models")) == wanted
     assert b'"size": 12345678901234, "families": null, "tags": []' in edge.ask("GET", "/api/tags")[2]
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="no curl, which speaks HTTP/2")
+@pytest.mark.parametrize(
+    ("path", "more", "expected"),
+    [
+        ("/api/tags", [], "coder-32k:latest"),
+        ("/api/tags", ["--head"], "HTTP/2 200"),
+        ("/api/chat", ["--data", '{"model":"slot-1","keep_alive":0}'], "hello"),
+        ("/api/pull", ["--data", '{"model":"slot-1"}'], "not offered"),
+    ],
+)
+def test_http2_is_spoken(edge, stubs, path, more, expected):
+    name = "ollama-api.acme.test"
+    argv = ["curl", "-s", "-i", "--http2", "--cacert", f"{edge.folder}/authority.pem", *more]
+    argv += ["--resolve", f"{name}:{edge.https}:127.0.0.1", "-H", f"Authorization: Bearer {KEYS['all']}"]
+    done = subprocess.run([*argv, f"https://{name}:{edge.https}{path}"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("HTTP/2 ")
+    assert expected in done.stdout
+    assert "alive" not in stubs["node1"].last()["body"].decode()
 
 
 def test_no_header_of_the_client_reaches_an_instance(edge, stubs):

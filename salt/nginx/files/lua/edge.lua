@@ -27,7 +27,6 @@ local OPENAI_TYPE = { [401] = "authentication_error", [403] = "permission_error"
 local FAILURES = {
   [400] = "the request is malformed",
   [401] = "an API key is needed: Authorization: Bearer <key>",
-  [403] = "this path is not offered here",
   [413] = "the request is too large",
   [429] = "too many requests at once or in a second; try again later",
   [502] = "the model's instance does not answer",
@@ -140,8 +139,9 @@ local function may_use(key, name, route)
   return false
 end
 
-local function forward(route, path)
-  ngx.var.edge_upstream = "ollama_" .. route.instance
+-- Any instance serves where none is named: all of them share one store.
+local function forward(instance, path)
+  ngx.var.edge_upstream = instance and "ollama_" .. instance or "ollama"
   ngx.var.edge_path = path
 end
 
@@ -182,31 +182,13 @@ local function generate(path, limit)
   end
   local route = admitted(request.model)
   ngx.req.set_body_data(request.text)
-  return forward(route, path)
-end
-
--- All instances share one store: the first that answers lists the models of every one.
-local function list(path)
-  local key, shape = ngx.ctx.key, LISTS[path]
-  for _, instance in ipairs(files["routes.json"].data.instances or {}) do
-    local reply = ngx.location.capture("/_instance/" .. instance .. path, { method = ngx.HTTP_GET })
-    if reply.status == 200 and not reply.truncated then
-      ngx.header["Content-Type"] = "application/json"
-      ngx.print(body.filter(reply.body, shape[1], shape[2], function(name)
-        local route, plain = route_of(name or "")
-        return route and may_use(key, plain, route)
-      end))
-      return ngx.exit(200)
-    end
-  end
-  return refuse(502, FAILURES[502])
+  return forward(route.instance, path)
 end
 
 local function read(path)
-  if LISTS[path] then
-    return list(path)
-  elseif path == "/api/version" then
-    return forward({ instance = files["routes.json"].data.instances[1] }, path)
+  if LISTS[path] or path == "/api/version" then
+    ngx.ctx.list = LISTS[path]
+    return forward(nil, path)
   elseif path == "/" then
     ngx.header["Content-Type"] = "text/plain"
     ngx.print("Ollama is running")
@@ -215,7 +197,7 @@ local function read(path)
   local name = path:match("^/v1/models/([%w._:-]+)$")
   if name then
     local route, plain = admitted(name)
-    return forward(route, "/v1/models/" .. plain)
+    return forward(route.instance, "/v1/models/" .. plain)
   end
   return refuse(403, path .. " is not offered here")
 end
@@ -238,15 +220,34 @@ function edge.admit()
   return refuse(403, path .. " is not offered here")
 end
 
+-- A list will be shorter than its instance said.
+function edge.head()
+  if ngx.ctx.list and ngx.status == 200 then
+    ngx.header["Content-Length"] = nil
+  else
+    ngx.ctx.list = nil
+  end
+end
+
+-- Leave of a list what this key may use; all other answers pass as they come.
+function edge.answer()
+  local ctx = ngx.ctx
+  if not ctx.list then
+    return
+  end
+  ctx.pieces = (ctx.pieces or "") .. ngx.arg[1]
+  ngx.arg[1] = nil
+  if ngx.arg[2] and ctx.pieces ~= "" then
+    ngx.arg[1] = body.filter(ctx.pieces, ctx.list[1], ctx.list[2], function(name)
+      local route, plain = route_of(name or "")
+      return route and may_use(ctx.key, plain, route)
+    end)
+  end
+end
+
 -- Say in JSON what NGINX itself refused, or what an instance did not answer.
 function edge.failed()
-  local status = ngx.status
-  if status == 404 then
-    -- The paths between NGINX and the instances are for nobody else.
-    edge.identify()
-    status = ngx.ctx.key and 403 or 401
-  end
-  return refuse(status, FAILURES[status] or "the request failed")
+  return refuse(ngx.status, FAILURES[ngx.status] or "the request failed")
 end
 
 return edge
