@@ -72,7 +72,8 @@ def running(
         ``address:port:container port[/udp]``, each in the table of services too, or the firewall lets nobody in.
 
     volumes
-        ``{<folder of the host, or name of a Docker volume>: <folder in the container>}``, writable.
+        ``{<folder of the host, or name of a Docker volume>: <folder in the container>}``, writable but for those that
+        end with ``:ro``.
 
     tmpfs
         ``{<folder>: <mount options>}`` in place of the one at /tmp.

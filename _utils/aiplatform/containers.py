@@ -19,6 +19,7 @@ from aiplatform.errors import PlatformError
 PARTS_LABEL = "ai-platform.parts"
 NAME_LABEL = "ai-platform.container"
 HUB = "docker.io"
+READ_ONLY = ":ro"
 SECOND = 10**9
 MIB = 1 << 20
 # Where a container finds the files of its formula, and in them the settings that are secret.
@@ -113,7 +114,12 @@ def _port(entry: str) -> dict[str, Any]:
 def _mounts(wanted: Settings) -> list[dict[str, Any]]:
     """Return the mounts; a source that is no path is a volume of the engine, which starts with the image's content."""
     found = [
-        {"Type": "bind" if source.startswith("/") else "volume", "Source": source, "Target": target, "ReadOnly": False}
+        {
+            "Type": "bind" if source.startswith("/") else "volume",
+            "Source": source,
+            "Target": target.removesuffix(READ_ONLY),
+            "ReadOnly": target.endswith(READ_ONLY),
+        }
         for source, target in (wanted.get("volumes") or {}).items()
     ]
     if wanted.get("files"):

@@ -13,7 +13,7 @@ postgres-files-folder:
     - mode: "0500"
     - require:
       - file: containers-folder
-{% for name in ["start", "postgresql.conf", "pg_hba.conf", "pg_ident.conf"] %}
+{% for name in ["start", "postgresql.conf", "pg_hba.conf", "pg_ident.conf", "passwd"] %}
 postgres-{{ name }}:
   file.managed:
     - name: {{ files }}/{{ name }}
@@ -44,7 +44,10 @@ postgres:
     - shm_mib: 256
     - files: {{ files }}
     - entrypoint: [/bin/sh, /run/platform/start]
-    - volumes: {{ {data ~ "/data": "/var/lib/postgresql/data", data ~ "/socket": "/run/postgresql"} | json }}
+    - volumes:
+        {{ data }}/data: /var/lib/postgresql/data
+        {{ data }}/socket: /run/postgresql
+        {{ files }}/passwd: /etc/passwd:ro
     - health: {test: [pg_isready, --quiet, --host=/run/postgresql], interval: 5, timeout: 5, start_period: {{ postgres.timeout }}}
     - timeout: {{ postgres.timeout }}
     - require:

@@ -53,9 +53,11 @@ def shown(ai_server):
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
-def test_a_container_is_confined(shown, name):
+def test_a_container_is_confined(ai_server, shown, name):
     host, config = shown[name]["HostConfig"], shown[name]["Config"]
-    assert config["User"].split(":")[0] not in ("", "0", "root")
+    user = config["User"].split(":")[0]
+    assert user not in ("", "0", "root")
+    assert ai_server.run(f"getent passwd {user}", check=False).returncode == 2, "a user of the host has this number"
     assert host["ReadonlyRootfs"] is True
     assert host["CapDrop"] == ["ALL"]
     assert not host["CapAdd"]
@@ -78,7 +80,7 @@ def test_docker_shows_no_secret(ai_server, shown, name):
 
 def test_the_files_of_secrets_are_closed(ai_server):
     found = ai_server.run(f"stat -c '%a %u' {FILES} {FILES}/keycloak/secrets.env").stdout.split("\n")
-    assert found[:2] == ["700 0", "400 1000"]
+    assert found[:2] == ["700 0", "400 21002"]
 
 
 def test_a_second_run_changes_nothing_and_restarts_nothing(master, ai_server):

@@ -97,6 +97,14 @@ def test_secrets_are_read_from_their_file_and_stand_nowhere_else():
     assert (mount["Source"], mount["Target"], mount["ReadOnly"]) == ("/etc/web", "/run/platform", True)
 
 
+def test_volumes_are_writable_unless_they_say_otherwise():
+    mounts = config(volumes={"/data": "/data", "/etc/web/passwd": "/etc/passwd:ro", "build": "/build"})["HostConfig"][
+        "Mounts"
+    ]
+    found = {mount["Target"]: (mount["Type"], mount["ReadOnly"]) for mount in mounts}
+    assert found == {"/data": ("bind", False), "/etc/passwd": ("bind", True), "/build": ("volume", False)}
+
+
 def test_secrets_without_a_program_are_refused():
     with pytest.raises(PlatformError, match="the program to start"):
         parts(files="/etc/web", secrets=True, command=None)
