@@ -9,7 +9,16 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
-from aiplatform import reach, verify_chat, verify_keycloak, verify_ollama, verify_postgres, verify_vault
+from aiplatform import (
+    reach,
+    verify_chat,
+    verify_edge,
+    verify_keycloak,
+    verify_names,
+    verify_ollama,
+    verify_postgres,
+    verify_vault,
+)
 from aiplatform.checks import Check, Finding, Host, Suite
 from aiplatform.services import Endpoint
 
@@ -42,5 +51,7 @@ SUITE = Suite(
     verify_postgres.checks,
     verify_keycloak.checks,
     verify_chat.checks,
+    verify_names.checks,
+    verify_edge.checks,
     reached,
 )
