@@ -204,7 +204,8 @@ def roofline(model: str, instance: str) -> dict[str, Any]:
 
         salt ai_server benchmark.roofline llama3.1:8b node1
     """
-    found = _roofline(model, instance, _read(_MEMORY).get(instance, {}))
+    speed = _read(_MEMORY).get(instance, {})
+    found = measure_memory.roofline(speed, _bytes_per_token(model, instance)) if speed else None
     return {**vars(found), "tokens_per_second": found.tokens_per_second} if found else {}
 
 
@@ -355,14 +356,15 @@ def _measure(
     speeds = {name: memory(name, fresh=True) for name in sorted(used)}
     places = {name: _place(name, settings) for name in sorted(used)}
     # Here, since Salt's functions are not to be had in the instances' threads.
-    roofs = {task.model: _roofline(task.model, task.instance, speeds[task.instance]) for task in tasks}
+    sizes = {
+        task.model: _bytes_per_token(task.model, task.instance) if speeds[task.instance] else (0, "") for task in tasks
+    }
 
     def make_job(task: measuring.Task) -> measure_model.Job:
         here = conditions[task.instance]
         options = {key: here[key] for key in slots.LOAD_OPTIONS if here[key] is not None}
-        return measure_model.Job(
-            task, suite, settings, here, options, roofline=roofs[task.model], **places[task.instance]
-        )
+        roof = measure_memory.roofline(speeds[task.instance], sizes[task.model])
+        return measure_model.Job(task, suite, settings, here, options, roofline=roof, **places[task.instance])
 
     pace = measure_progress.Pace({task.model: task for task in tasks}, _tests(suite, settings))
 
@@ -405,12 +407,8 @@ def _place(instance: str, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _roofline(model: str, instance: str, speed: dict[str, Any]) -> measure_memory.Roofline | None:
-    if not speed:
-        return None
-    show = __salt__["model_slots.client"](instance).show(model, verbose=True)
-    size, note = measure_memory.bytes_per_token(show)
-    return measure_memory.Roofline(speed["gigabytes_per_second"], size, note) if size else None
+def _bytes_per_token(model: str, instance: str) -> tuple[int, str]:
+    return measure_memory.bytes_per_token(__salt__["model_slots.client"](instance).show(model, verbose=True))
 
 
 def _figures(row: dict[str, Any], kind: str) -> dict[str, Any]:

@@ -64,6 +64,17 @@ class Roofline:
         return tokens_per_second / self.tokens_per_second
 
 
+def roofline(speed: Mapping[str, Any], reads: tuple[int, str]) -> Roofline | None:
+    """Return the roofline of a model on an instance; None where one of the two is not known.
+
+    speed
+        With ``gigabytes_per_second``; empty where it is not known.
+    reads
+        What ``bytes_per_token`` returned.
+    """
+    return Roofline(speed["gigabytes_per_second"], *reads) if speed and reads[0] else None
+
+
 # -- what a token reads ---------------------------------------------------------------------------------------------
 
 
