@@ -9,9 +9,21 @@ from typing import Any
 
 from salt.exceptions import CommandExecutionError
 
-from aiplatform import instances, manifests, ollama, registry, slot_rules, slot_status, slots, tending
+from aiplatform import (
+    footprint,
+    instances,
+    manifests,
+    ollama,
+    registry,
+    rotation,
+    slot_rules,
+    slot_status,
+    slots,
+    tending,
+)
 from aiplatform.blobs import Blobs
 from aiplatform.errors import PlatformError
+from aiplatform.schema import Problem
 from aiplatform.serving import Serving
 from aiplatform.slot_rules import Model, Node
 from aiplatform.store import Store
@@ -201,6 +213,30 @@ def damaged(models: list[str]) -> dict[str, str]:
     return {model: "; ".join(wrong.values()) for model in models if (wrong := blobs.damaged(model))}
 
 
+def misfits(slot: int, model: str | None, force: bool = False) -> list[str]:
+    """Return why a model cannot go into a slot, beside what is loaded now; empty where it can. Changes nothing.
+
+    model
+        None for the benchmark's choice.
+    force
+        It may be of the other kind.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server model_slots.misfits 5 mistral:7b
+    """
+    pillar = _current_pillar()
+    try:
+        wanted = rotation.wanted(pillar, slot, model, force)
+        table = slots.resolve(wanted, threads())
+        instance = next(row["instance"] for number, row in wanted["slots"].items() if int(number) == slot)
+        return [str(problem) for problem in _misfits(wanted, table, instance)]
+    except PlatformError as err:
+        return [str(err)]
+
+
 def refuse(instance: str = "") -> bool:
     """Refuse a slot table that cannot be, before anything is pulled or loaded.
 
@@ -215,11 +251,15 @@ def refuse(instance: str = "") -> bool:
 
         salt ai_server model_slots.refuse
     """
-    table, store = _table(), _store()
+    slot_rules.refuse(_misfits(__pillar__, _table(), instance), __pillar__["origins"])
+    return True
+
+
+def _misfits(pillar: dict[str, Any], table: slots.Table, instance: str) -> list[Problem]:
+    store = _store()
     models = {ollama.normalise(one.model): _facts(one.model, store) for one in table.residents}
     outgoing = {instance: _serving(instance, store, table).outgoing()} if instance else {}
-    slot_rules.refuse(slot_rules.misfits(__pillar__, table, models, _nodes(), outgoing), __pillar__["origins"])
-    return True
+    return slot_rules.misfits(pillar, table, models, _nodes(), outgoing)
 
 
 def _facts(model: str, store: Store) -> Model:
@@ -366,6 +406,18 @@ def warmup_seconds(instance: str) -> float:
     return settings["warmup_wait"] + (len(places) + len(own)) * settings["load_timeout"]
 
 
+def neglected() -> dict[str, str]:
+    """Return ``{instance: what is wrong}`` of those that do not answer, or have not loaded what they last served.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server model_slots.neglected
+    """
+    return tending.neglected(tending.settings())
+
+
 def tend() -> dict[str, str]:
     """Load again what is not loaded, and restart an instance that does not answer; returns what was wrong with each.
 
@@ -381,7 +433,7 @@ def tend() -> dict[str, str]:
     with tending.alone(Path(__opts__["cachedir"])) as alone:
         if busy or not alone:
             return {"skipped": "states are being run" if busy else "another one is at it"}
-        found = tending.neglected(tending.settings())
+        found = neglected()
         known = {name: about["unit"] for name, about in __pillar__["ollama"]["instances"].items() if name in found}
         for name, unit in known.items():
             if found[name] == tending.SILENT:
@@ -420,7 +472,14 @@ def _blobs() -> Blobs:
 
 def _serving(instance: str, store: Store | None = None, table: slots.Table | None = None, tell: Any = None) -> Serving:
     seconds, found = __pillar__["models"]["load_timeout"], store or _store(instance)
-    return Serving(client(instance), found, _blobs(), table or _table(), instance, seconds, tell)
+    return Serving(
+        client(instance), found, _blobs(), table or _table(), instance, seconds, tell, lambda one: _room(one, found)
+    )
+
+
+def _room(resident: slots.Resident, store: Store) -> None:
+    need = slot_rules.needs(__pillar__, resident, store.facts(resident.model))
+    footprint.refuse_without_room(resident.model, need, footprint.available())
 
 
 def _tell(name: str, phase: str, seconds: float) -> dict[str, Any]:

@@ -15,7 +15,19 @@ import salt.key
 
 from aiplatform import bootstrap as bootstrapping
 from aiplatform import deploy as deploying
-from aiplatform import health, outcome, phases, progress, schema, services, settings, tables, vault_master
+from aiplatform import (
+    health,
+    outcome,
+    phases,
+    pillar_edit,
+    progress,
+    rotation,
+    schema,
+    services,
+    settings,
+    tables,
+    vault_master,
+)
 from aiplatform.errors import PlatformError
 
 
@@ -128,6 +140,87 @@ def verify() -> dict[str, Any]:
     return _told(_verify)
 
 
+def rotate(slot: int | str, model: str | None = None, force: bool = False, test: bool = False) -> dict[str, Any]:
+    """Put another model into a rotating slot: writes it into the slots' pillar file and applies the phase ``models``.
+
+    No request fails meanwhile: the new model is pulled, checked, loaded and asked for an answer before the slot's names
+    move to it. Where any of that fails, the old one goes on serving, and the same command again carries on.
+
+    slot
+        5 or 6.
+    model
+        Its name with its tag; ``null`` gives the slot back to the benchmark's choice.
+    force
+        Take a model of the other kind, too.
+    test
+        Say whether it could be, and touch nothing.
+
+    Refused before anything is written or pulled: a name that its registry does not know, a model that does not fit the
+    node's memory beside what is loaded, weights that are in another slot, the wrong kind. Exit code 0 where it serves.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run ai_platform.rotate slot=5 model=mistral:7b
+        salt-run ai_platform.rotate slot=5 model=null
+    """
+    tables.hush()
+    lock = deploying.Lock(Path(__opts__["cachedir"]))
+    try:
+        lock.take("ai_platform.rotate")
+        answer = _rotate(*rotation.parse(slot, model), bool(force), bool(test))
+    except PlatformError as err:
+        return _refused(err)
+    finally:
+        lock.release()
+    return tables.answer(__opts__, answer, rotation.text(answer))
+
+
+def tend() -> dict[str, Any]:
+    """Have every AI server load again what it should have loaded and has not; the reactor's answer to a cold slot.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run ai_platform.tend
+    """
+    pillar = settings.load(__opts__)
+    return _ask(services.hosts_of(pillar, "ai_server"), "model_slots.tend")
+
+
+def _rotate(number: int, model: str | None, force: bool, test: bool) -> dict[str, Any]:
+    pillar = settings.load(__opts__)
+    wanted = rotation.wanted(pillar, number, model, force)
+    path = pillar_edit.find(__opts__["pillar_roots"]["base"], number)
+    hosts = services.hosts_of(pillar, "ai_server")
+    given = {"slot": number, "model": model, "force": force}
+    answers = _ask(hosts, "model_slots.misfits", given)
+    refused = [f"{host}: {_why(answers.get(host))}" for host in hosts if answers.get(host) != []]
+    if refused:
+        raise PlatformError("The rotation is refused; nothing was changed:\n  " + "\n  ".join(refused))
+    if test:
+        return rotation.data(number, wanted, path, {host: {} for host in hosts}, 0)
+    before, began = path.read_text(encoding="utf-8"), time.monotonic()
+    pillar_edit.write(path, pillar_edit.slot_model(before, number, model, force))
+    try:
+        settings.load(__opts__)
+    except PlatformError:
+        pillar_edit.write(path, before)
+        raise
+    applied = __salt__["salt.execute"](hosts, "state.apply", ["models"], tgt_type="list")
+    done = {host: applied.get(host, False) for host in hosts}
+    return rotation.data(number, wanted, path, done, time.monotonic() - began)
+
+
+def _why(answer: Any) -> str:
+    """Return why a host refuses, of its list of problems or of what it said instead."""
+    if answer is None:
+        return "no answer: is salt-minion running there?"
+    return "; ".join(map(str, answer)) if isinstance(answer, list) else str(answer).strip()
+
+
 def _told(look: Callable[[dict[str, Any]], tuple[dict[str, Any], str]]) -> dict[str, Any]:
     """Return the answer to a question about the platform; ``look`` gets the pillar and returns data and text."""
     tables.hush()
@@ -162,9 +255,9 @@ def _verify(pillar: dict[str, Any]) -> tuple[dict[str, Any], str]:
     return data, health.verify_text(data)
 
 
-def _ask(hosts: list[str], function: str) -> dict[str, Any]:
-    """Return each host's answer to an execution function; hosts that do not answer are left out."""
-    return __salt__["salt.execute"](hosts, function, tgt_type="list") if hosts else {}
+def _ask(hosts: list[str], function: str, given: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return each host's answer to an execution function with these arguments; hosts that are silent are left out."""
+    return __salt__["salt.execute"](hosts, function, tgt_type="list", kwarg=given) if hosts else {}
 
 
 def _trust(pillar: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from aiplatform import wait
+from aiplatform import rotation, wait, watch
 from aiplatform.errors import PlatformError
 from aiplatform.states import converge
 
@@ -58,8 +58,7 @@ def served(name: str, warmup: str = "") -> dict[str, Any]:
         apply=lambda: phases.extend(_serve(name)),
         test=__opts__["test"],
     )
-    took = [f"{row['name']} {row['phase']} {row['seconds']} s" for row in phases]
-    return state | {"comment": ", ".join(took)} if took and state["result"] else state
+    return state | {"comment": rotation.phase_text(phases)} if phases and state["result"] else state
 
 
 def warmed(name: str, instance: str) -> dict[str, Any]:
@@ -80,6 +79,27 @@ def warmed(name: str, instance: str) -> dict[str, Any]:
     return converge(
         name, plan=lambda: _cold(name, instance), apply=lambda: _warm(name, instance), test=__opts__["test"]
     )
+
+
+def watched(name: str, interval: int = 5, enabled: bool = True) -> dict[str, Any]:
+    """Have the minion tell the master of slots that are not loaded and instances that do not answer.
+
+    name
+        The beacon, ``slots_cold``.
+    interval
+        Seconds between two looks.
+    enabled
+        False takes the watch away.
+
+    .. code-block:: yaml
+
+        slots_cold:
+          model_slots.watched:
+            - interval: 5
+    """
+    # A state run unloads and loads on purpose.
+    options = [{"interval": interval}, {"disable_during_state_run": True}]
+    return watch.watched(name, options if enabled else None, __opts__, __salt__)
 
 
 def mod_watch(name: str, instance: str, **_: Any) -> dict[str, Any]:

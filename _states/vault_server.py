@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from aiplatform.errors import PlatformError
+from aiplatform import watch
 from aiplatform.states import converge
 
 
@@ -87,30 +84,4 @@ def watched(name: str, port: int = 8202, interval: int = 5, enabled: bool = True
           vault_server.watched:
             - interval: 5
     """
-    target = Path(__opts__["conf_file"]).parent / "minion.d" / f"{name}.conf"
-    options = [{"interval": interval}, {"port": port}]
-    content = yaml.safe_dump({"beacons": {name: options}}) if enabled else None
-    return converge(
-        name,
-        plan=lambda: {} if __opts__.get("file_client") == "local" else _watch_changes(target, content),
-        apply=lambda: _watch(name, options, target, content),
-        test=__opts__["test"],
-    )
-
-
-def _watch_changes(target: Path, wanted: str | None) -> dict[str, Any]:
-    present = target.read_text() if target.is_file() else None
-    return {} if present == wanted else {str(target): {"old": present, "new": wanted}}
-
-
-def _watch(name: str, options: list[dict[str, Any]], target: Path, content: str | None) -> None:
-    """Tell the running minion, and write the file for its next start."""
-    __salt__["beacons.delete"](name)
-    if content is None:
-        target.unlink(missing_ok=True)
-        return
-    answer = __salt__["beacons.add"](name, options)
-    if not answer["result"]:
-        raise PlatformError("The minion does not take the watch over Vault", actual=answer["comment"])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(content)
+    return watch.watched(name, [{"interval": interval}, {"port": port}] if enabled else None, __opts__, __salt__)

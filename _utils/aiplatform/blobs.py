@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +68,29 @@ class Blobs:
         """Remove a damaged blob, so that a pull fetches it again: Ollama takes what is there for right."""
         self.blob(digest).unlink(missing_ok=True)
 
-    def take_place(self, staged: str, name: str) -> None:
-        """Let ``name`` stand for what ``staged`` stands for, in one step, and ``staged`` for nothing.
+    def take_places(self, names: Mapping[str, str]) -> None:
+        """Let each name stand for what its staged one stands for, each in one step.
 
-        :raises NotFoundError: there is no such staged name.
+        The staged names stay: Ollama looks at every manifest at every request, and answers "model not found" to a
+        request for any model where one of them disappears meanwhile.
+
+        names
+            ``{staged name: name}``.
+
+        :raises NotFoundError: one of the staged names is gone; no name has changed then.
         """
-        try:
-            self.manifest(staged).replace(self.manifest(name))
-        except OSError as err:
-            raise NotFoundError(
-                f"{name} cannot be given another model", where=str(self.manifest(staged)), actual=err.strerror
-            ) from err
+        pairs = [(self.manifest(staged), self.manifest(name)) for staged, name in names.items()]
+        for staged, name in pairs:
+            if not staged.is_file():
+                hint = "somebody deleted it meanwhile"
+                raise NotFoundError(f"{name.parent.name} cannot be given its model", where=str(staged), hint=hint)
+        # Beside the manifests, where Ollama does not look.
+        draft = self._folder / f".{os.getpid()}.manifest"
+        for staged, name in pairs:
+            name.parent.mkdir(parents=True, exist_ok=True)
+            draft.unlink(missing_ok=True)
+            draft.hardlink_to(staged)
+            draft.replace(name)
 
     def _wrong(self, digest: str, size: int) -> str:
         path = self.blob(digest)

@@ -8,7 +8,7 @@ from typing import Any
 
 import requests
 
-from aiplatform import reach, slots
+from aiplatform import reach, slot_status, slots
 from aiplatform.checks import Finding
 from aiplatform.services import Endpoint, endpoints, expand
 from aiplatform.tables import table
@@ -101,14 +101,10 @@ def status_text(data: Mapping[str, Any]) -> str:
         (row["service"], row["host"], row["url"], "ok" if row["ok"] else "FAILED", row["answer"])
         for row in data["services"]
     ]
-    loaded = [
-        (row["name"], row["instance"], row["model"], "loaded" if row["loaded"] else "NOT LOADED", row["context"] or "")
-        for row in data["slots"]
-    ]
     parts = [
         table(["host", "state"], hosts),
         table(["service", "host", "url", "state", "answer"], seen),
-        table(["slot", "instance", "model", "state", "context"], loaded),
+        table(*slot_status.as_text(data["slots"])),
     ]
     return "\n\n".join(part for part in parts if part)
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from aiplatform import slots, wait
+from aiplatform import numa, slots, wait
 from aiplatform.blobs import Blobs
 from aiplatform.errors import NotFoundError, PlatformError
-from aiplatform.ollama import Client, Limits, OllamaError, ServerFailed, normalise
+from aiplatform.ollama import Client, Limits, OllamaError, ServerFailed
 from aiplatform.slots import Alias, Resident
 from aiplatform.states import diff
 from aiplatform.store import Store
@@ -37,11 +37,14 @@ class Serving:
         instance: str,
         load_seconds: float,
         tell: Tell | None = None,
+        room: Callable[[Resident], None] | None = None,
     ) -> None:
         """Take the instance's client, the store and its files, the table, the instance's name, and the limit of a load.
 
         tell
             Called after each phase of a change; a load or unload may each take ``load_seconds``.
+        room
+            Called before a load; raises where the host has no memory for it.
         """
         self._client = client
         self._instance = instance
@@ -53,6 +56,7 @@ class Serving:
         self._limits = Limits(read=load_seconds, total=load_seconds)
         self._seconds = load_seconds
         self._tell = tell or (lambda *_: None)
+        self._room = room or (lambda _: None)
 
     # -- comparing ------------------------------------------------------------------------------------------------
 
@@ -121,10 +125,7 @@ class Serving:
         return about["parent"] or next(same, f"sha256:{about['weights'][:12]}")
 
     def _to_delete(self) -> list[str]:
-        """Return the names that nothing fills any longer, and those under which a model waited in vain."""
-        names = [alias.name for resident in self._residents for alias in resident.names]
-        left = [slots.staged(name) for name in (*names, *self._absent)]
-        return [name for name in (*self._absent, *left) if self._store.digest(name)]
+        return [name for name in self._absent if self._store.digest(name)]
 
     def _runner(
         self, resident: Resident, runners: Sequence[dict[str, Any]], names: Sequence[str]
@@ -173,10 +174,10 @@ class Serving:
 
     def unload_all(self) -> None:
         """Unload everything; what is loaded under a name that is gone, too."""
-        for runner in self._client.ps():
-            if self._store.digest(runner["name"]) == runner["digest"]:
-                self._unload(runner["name"])
-        if self._client.ps():
+        for weights in self._loaded():
+            if weights:
+                self._unload(weights)
+        if self._unknown("any"):
             self._ask_to_unload(set())
         self._await(lambda: not self._client.ps(), "the instance to unload all its models")
 
@@ -191,8 +192,7 @@ class Serving:
         try:
             self._try(resident, wrong)
             with self._phase(resident, "move"):
-                for alias in wrong:
-                    self._blobs.take_place(slots.staged(alias.name), alias.name)
+                self._blobs.take_places({slots.staged(alias.name): alias.name for alias in wrong})
                 self._store.refresh()
         except PlatformError as err:
             self._take_back(resident, wrong)
@@ -225,14 +225,29 @@ class Serving:
         self._store.refresh()
 
     def _load(self, resident: Resident, name: str) -> None:
+        weights = self._weights(resident)
         if self.runner(resident):
             return
+        if weights not in self._loaded():
+            self._room(resident)
+        self._evict(weights)
         self._client.load(name, limits=self._limits)
+        self._evict(weights)
         if self.runner(resident):
             return
         # The same weights are loaded under a name that nobody remembers, and Ollama took that runner for good enough.
-        self._unload(name)
+        self._client.load(name, keep_alive=0)
+        self._await(lambda: weights not in self._loaded() | self._unknown(weights), f"{name} to be unloaded")
         self._client.load(name, limits=self._limits)
+
+    def _unknown(self, weights: str | None) -> set[str | None]:
+        """Return these weights where a runner is loaded that nobody remembers, which may be one of them."""
+        return {weights} if any(not self._store.loaded_as(row) for row in self._client.ps()) else set()
+
+    def _evict(self, weights: str | None) -> None:
+        """Drop weights from the page cache: the next reader gets them on its own node, and room is left for others."""
+        if weights:
+            numa.evict(self._blobs.blob(weights))
 
     def _prove(self, name: str) -> None:
         """Have a name answer with one token, or with a vector: a model may load and yet fail at its first question."""
@@ -247,13 +262,10 @@ class Serving:
     def _take_back(self, resident: Resident, wrong: Sequence[Alias]) -> None:
         """Take away what was tried in vain, as far as the instance lets it be: the first error is the one to tell."""
         self._store.refresh()
+        weights = self._weights(resident)
         with suppress(OllamaError):
-            names = [slots.staged(alias.name) for alias in wrong if self._store.digest(slots.staged(alias.name))]
-            if names and self._weights(resident) not in self._in_use():
-                self._client.unload(names[0])
-            for name in names:
-                self._client.delete(name)
-        self._store.refresh()
+            if wrong and weights and weights not in self._in_use():
+                self._unload(weights)
 
     def _still_serving(self, resident: Resident, held: str | None, err: PlatformError) -> PlatformError:
         serves = f"{resident.name} still serves {held}" if held else f"{resident.name} has no model yet"
@@ -272,19 +284,23 @@ class Serving:
             return
         began = time.monotonic()
         known = [about["weights"] for about in map(self._store.loaded_as, stale) if about]
-        names = {self._store.weights(name): name for name in self._store.tags}
         for weights in known:
-            if weights in names:
-                self._unload(names[weights])
+            self._unload(weights)
         if len(known) < len(stale):
             self._ask_to_unload({*needed, *map(self._weights, self._residents)})
         what = "the instance to unload what no name stands for any longer"
         self._await(lambda: not self._stale(self._client.ps(), needed), what)
         self._tell(whose, "unload", time.monotonic() - began)
 
-    def _unload(self, name: str) -> None:
-        # It goes when the answers under way on it have ended, and on CPUs one of those takes minutes.
-        self._client.unload(name, limits=Limits(total=self._seconds))
+    def _unload(self, weights: str) -> None:
+        """Have weights unloaded, by any name of them; they go when the answers under way on them have ended."""
+        name = next((name for name in self._store.tags if self._store.weights(name) == weights), None)
+        if name and weights in self._loaded():
+            self._client.load(name, keep_alive=0)
+
+    def _loaded(self) -> set[str | None]:
+        """Return the weights of what is loaded, as far as it is known."""
+        return {(self._store.loaded_as(row) or {}).get("weights") for row in self._client.ps()}
 
     def _await(self, check: Callable[[], bool], what: str) -> None:
         def asked() -> bool:
@@ -296,18 +312,17 @@ class Serving:
         wait.until(asked, self._seconds, POLL_SECONDS, what)
 
     def _ask_to_unload(self, keep: Collection[str | None]) -> None:
-        """Unload all weights but those to keep, and those loaded under a name that still means them.
+        """Unload all weights but those to keep: for what a runner holds that nobody remembers.
 
-        Once a name has moved on, only other names of the same weights reach the runner that it loaded. So every
-        candidate is asked for; for one that is not loaded that does nothing.
+        Only a name of the same weights reaches it. So every candidate is asked for; for one that is not loaded that
+        does nothing.
         """
-        named = {row["digest"] for row in self._client.ps()}
         asked: set[str | None] = set(keep)
-        for name, tag in self._store.tags.items():
+        for name in self._store.tags:
             weights = self._store.weights(name)
-            if tag["digest"] not in named and weights and weights not in asked:
+            if weights and weights not in asked:
                 asked.add(weights)
-                self._unload(normalise(name))
+                self._client.load(name, keep_alive=0)
 
     @contextmanager
     def _phase(self, resident: Resident, phase: str) -> Iterator[None]:

@@ -44,3 +44,12 @@ models-{{ name }}-warmup:
       - file: models-{{ name }}-warmup-settings
       - file: models-{{ name }}-warmup-unit
 {% endfor %}
+# The master has it loaded again: what somebody unloaded, and an instance that went away.
+slots_cold:
+  model_slots.watched:
+    - interval: {{ pillar.models.watch_interval }}
+    - enabled: {{ pillar.models.watch }}
+    - require:
+{% for name in pillar.ollama.instances %}
+      - model_slots: models-{{ name }}-warmup
+{% endfor %}

@@ -43,9 +43,12 @@ class Site:
 
     def serving(self, model: str, seconds: float = LOAD_SECONDS, client: Client | None = None) -> Serving:
         self.phases.clear()
-        store = Store(self.client, self.folder / "store.json")
+        store = self.store()
         tell = lambda *told: self.phases.append(told)  # noqa: E731 (one line that keeps what is told)
         return Serving(client or self.client, store, self.blobs, self.table(model), "node1", seconds, tell)
+
+    def store(self) -> Store:
+        return Store(self.client, self.folder / "store.json")
 
     @property
     def blobs(self) -> Blobs:
@@ -61,7 +64,7 @@ class Site:
     def ask(self, name: str) -> str:
         """The answer of a name, as a client gets it."""
         body = [{"role": "user", "content": "Say hello."}]
-        chunks = self.client.chat(name, body, options={"num_predict": 4})
+        chunks = self.client.chat(name, body, options={"num_predict": 1})
         return "".join(chunk.data["message"]["content"] for chunk in chunks)
 
     def weights(self, name: str) -> str:

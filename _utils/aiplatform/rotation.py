@@ -1,0 +1,109 @@
+"""Another model in a rotating slot: what may go there, and how long each phase took."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from aiplatform import outcome, slot_rules, slots
+from aiplatform.errors import PlatformError
+from aiplatform.tables import table
+
+_PHASE = re.compile(r"(\S+) (\w+) ([\d.]+) s")
+
+
+def parse(slot: int | str, model: str | None) -> tuple[int, str | None]:
+    """Return the number of a rotating slot and the model for it, as they were typed; no model for ``null``.
+
+    Raises ``PlatformError`` where that is no rotating slot.
+    """
+    known = [str(number) for number in slot_rules.ROTATING_SLOTS]
+    number = str(slot).strip().removeprefix("slot-")
+    if number not in known:
+        wanted = f"{' or '.join(known)}: the others change with a new benchmark"
+        raise PlatformError("This slot does not rotate", where="slot", expected=wanted, actual=slot)
+    text = "" if model is None else str(model).strip()
+    return int(number), None if text.lower() in ("", "null", "none", "~") else text
+
+
+def wanted(pillar: Mapping[str, Any], number: int, model: str | None, force: bool) -> dict[str, Any]:
+    """Return the pillar as it would be with this model in the slot.
+
+    Raises ``PlatformError`` with every reason why it cannot be, by pillar and the benchmark's figures.
+    """
+    found = copy.deepcopy(dict(pillar))
+    row = next(row for key, row in found["slots"].items() if int(key) == number)
+    row |= {"model": model, "force": force}
+    slot_rules.refuse(slot_rules.problems(found))
+    return found
+
+
+# -- how it went --------------------------------------------------------------------------------------------------
+
+
+def phase_text(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return phases (``name``, ``phase``, ``seconds``) as the comment of a state; ``phases`` reads it."""
+    return ", ".join(f"{row['name']} {row['phase']} {row['seconds']} s" for row in rows)
+
+
+def phases(answer: Any) -> list[dict[str, Any]]:
+    """Return the phases that the answer of ``state.apply models`` tells of, in their order, each with its seconds."""
+    found: list[dict[str, Any]] = []
+    for state in sorted(outcome.states_of(answer), key=lambda row: row.get("__run_num__", 0)):
+        if state.get("__id__") == "models-pulled":
+            seconds = round(float(state.get("duration") or 0) / 1000, 2)
+            found.append({"name": "store", "phase": "pull and check", "seconds": seconds})
+        elif state.get("result") and state.get("changes"):
+            rows = _PHASE.findall(str(state.get("comment", "")))
+            found += [{"name": name, "phase": phase, "seconds": float(took)} for name, phase, took in rows]
+    return found
+
+
+def data(
+    number: int, pillar: Mapping[str, Any], path: Path, answers: Mapping[str, Any], seconds: float
+) -> dict[str, Any]:
+    """Return the answer of a rotation.
+
+    number, path
+        The slot, and the file that names its model now.
+    answers
+        ``{host: answer of state.apply}``.
+    seconds
+        From the edit of pillar to the last host's answer.
+    """
+    row = next(row for key, row in pillar["slots"].items() if int(key) == number)
+    failures = [one for host, answer in answers.items() for one in outcome.failures_of("models", host, answer)]
+    return {
+        "retcode": int(bool(failures) or not answers),
+        "slot": number,
+        "model": slots.chosen_model(number, row, pillar["selection"]),
+        "names": [slots.technical_name(number), *_aliases(number, pillar)],
+        "pillar": str(path),
+        "seconds": round(seconds, 1),
+        "phases": {host: phases(answer) for host, answer in answers.items()},
+        "failures": outcome.as_data(failures),
+    }
+
+
+def _aliases(number: int, pillar: Mapping[str, Any]) -> list[str]:
+    return sorted(name for name, row in pillar["aliases"].items() if row.get("slot") == number)
+
+
+def text(answer: Mapping[str, Any]) -> str:
+    """Return the answer of a rotation for people."""
+    rows = [
+        (host, row["name"], row["phase"], f"{row['seconds']:.2f}")
+        for host, found in answer["phases"].items()
+        for row in found
+    ]
+    parts = [table(["host", "what", "phase", "seconds"], rows)]
+    parts += [f"FAILED on {one['host']}: {one['state']}: {one['reason']}" for one in answer["failures"]]
+    if answer["retcode"]:
+        parts.append(f"{answer['pillar']} names the new model; the same command again carries on from here.")
+    else:
+        names, seconds = ", ".join(answer["names"]), answer["seconds"]
+        parts.append(f"{names}: {answer['model'] or 'empty'}; {seconds} s from the edit of {answer['pillar']}.")
+    return "\n\n".join(part for part in parts if part)

@@ -1,0 +1,378 @@
+"""A rotation on a real Ollama: the locked slot's runner stays, no name is ever unresolved, twelve faults do no harm."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from aiplatform import footprint, numa, slot_rules, slots
+from aiplatform.blobs import Blobs
+from aiplatform.errors import PlatformError
+from aiplatform.ollama import Client, Limits, OllamaError, OutOfMemory
+from aiplatform.registry import WEIGHTS
+from aiplatform.wait import until
+from lab import models
+from tests.conftest import CHECKOUT
+from tests.functional.local_ollama import serving, weights
+from tests.functional.local_server import free_port
+from tests.functional.slot_server import Site, make, registry, servers
+
+BROKEN_TEMPLATE = "{{ index .Messages 99 }}"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """An instance in service: slot 1 holds ``locked:1``, slot 5 and ``coder-rotate`` hold ``old:1``."""
+    weights()
+    folder = tmp_path_factory.mktemp("slots")
+    with serving(folder) as client:
+        make(client)
+        found = Site(client, folder)
+        found.serving("old:1").converge()
+        yield found
+
+
+@pytest.fixture
+def unharmed(site):
+    """Whatever the test does to slot 5: both runners are the same processes, and every name means what it meant."""
+    before = state(site)
+    yield site
+    assert state(site) == before
+    assert site.serving("old:1").differences() == {}
+    assert site.ask("coder-rotate") is not None
+
+
+def state(site):
+    names = ("slot-1", "llama-family", "slot-5", "coder-rotate")
+    store = site.store()
+    return site.runners(), {name: store.weights(name) for name in names}
+
+
+def failed(site, model="new:1", **more) -> str:
+    with pytest.raises(PlatformError) as caught:
+        site.serving(model, **more).converge()
+    return str(caught.value)
+
+
+# -- twelve faults: the old model keeps serving, nothing is lost --------------------------------------------------
+
+
+@pytest.fixture
+def small(site):
+    """A registry with the model ``library/small:1``, whose weights are no model; yields its name and its blobs."""
+    layer, config = b"x" * 4096, b"{}"
+    names = [hashlib.sha256(one).hexdigest() for one in (layer, config)]
+    kinds = [WEIGHTS, "application/vnd.docker.container.image.v1+json"]
+    entries = [
+        {"mediaType": kind, "digest": f"sha256:{name}", "size": len(one)}
+        for kind, name, one in zip(kinds, names, (layer, config), strict=True)
+    ]
+    manifest = {"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+                "config": entries[1], "layers": entries[:1]}  # fmt: skip
+    blobs = {f"sha256:{name}": one for name, one in zip(names, (layer, config), strict=True)}
+    with registry(blobs, {"library/small:1": manifest}) as host:
+        name = f"{host}/library/small:1"
+        yield name, blobs, names[0]
+        with contextlib.suppress(OllamaError):
+            site.client.delete(name)
+
+
+def pull(site, name):
+    return list(site.client.pull(name, insecure=True))
+
+
+def test_wrong_digest_in_the_registry(unharmed, small):
+    name, blobs, digest = small
+    blobs[f"sha256:{digest}"] = b"y" * 4096
+    with pytest.raises(OllamaError, match="digest mismatch"):
+        pull(unharmed, name)
+    assert not unharmed.client.has(name)
+    blobs[f"sha256:{digest}"] = b"x" * 4096
+    pull(unharmed, name)
+    assert unharmed.client.has(name)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: os.truncate(path, 100), "100 of 4096 bytes"),
+        (lambda path: path.write_bytes(b"x" * 4095 + b"y"), "its content has the digest"),
+    ],
+    ids=["truncated file", "flipped byte"],
+)
+def test_damaged_file(unharmed, small, damage, said):
+    name, _, digest = small
+    pull(unharmed, name)
+    unharmed.blobs.trust(name)
+    assert unharmed.blobs.damaged(name) == {}
+    damage(unharmed.blobs.blob(digest))
+    (what,) = unharmed.blobs.damaged(name).values()
+    assert said in what
+    # Ollama itself takes what is there for right, so it goes first.
+    pull(unharmed, name)
+    assert unharmed.blobs.damaged(name)
+    unharmed.blobs.discard(digest)
+    pull(unharmed, name)
+    assert unharmed.blobs.damaged(name) == {}
+
+
+def test_load_that_hangs(unharmed):
+    known, stopped = set(unharmed.runners().values()), []
+
+    def stop_the_new_one():
+        new = set(unharmed.runners().values()) - known
+        for pid in new:
+            os.kill(pid, signal.SIGSTOP)
+            stopped.append(pid)
+        return new
+
+    watcher = threading.Thread(target=until, args=(stop_the_new_one, 30, 0.01))
+    watcher.start()
+    text = failed(unharmed, seconds=4)
+    watcher.join()
+    assert stopped
+    assert "new:1 did not get into slot-5" in text
+    assert "slot-5 still serves old:1" in text
+    until(lambda: set(unharmed.runners().values()) <= known, 20, 0.1, "the stopped runner to be gone")
+
+
+def test_broken_template(unharmed):
+    base = {"from": "new:1", "template": BROKEN_TEMPLATE}
+    list(unharmed.client.create("broken:1", **base))
+    text = failed(unharmed, "broken:1")
+    assert "broken:1 did not get into slot-5" in text
+    assert "slot-5 still serves old:1" in text
+    unharmed.client.delete("broken:1")
+
+
+def test_missing_alias(unharmed):
+    """Somebody deletes what is being made, right before it takes its place."""
+    serving = unharmed.serving("new:1")
+    serving._tell = lambda name, phase, _: phase == "answer" and unharmed.client.delete("coder-rotate:next")
+    with pytest.raises(PlatformError, match=r"cannot be given its model.*slot-5 still serves old:1"):
+        serving.converge()
+
+
+def test_registry_gone(unharmed):
+    with pytest.raises(OllamaError):
+        pull(unharmed, f"127.0.0.1:{free_port()}/library/small:1")
+    assert "absent:1 is not in the store" in failed(unharmed, "absent:1")
+
+
+def test_killed_pull(unharmed):
+    """Who pulls goes away in the middle; the next one carries on."""
+    blob = models.path("gemma3-270m-q8_0.gguf")
+    digest, config = models.artifacts.sha256(blob), b"{}"
+    name = hashlib.sha256(config).hexdigest()
+    manifest = {
+        "schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+        "config": {"mediaType": "application/octet-stream", "digest": f"sha256:{name}", "size": 2},
+        "layers": [{"mediaType": WEIGHTS, "digest": f"sha256:{digest}", "size": blob.stat().st_size}],
+    }  # fmt: skip
+    files = {f"sha256:{digest}": blob, f"sha256:{name}": config}
+    with registry(files, {"library/big:1": manifest}) as host:
+        with Client(unharmed.client.base_url) as other:
+            events = other.pull(f"{host}/library/big:1", insecure=True)
+            next(event for event in events if event.get("total", 0) > 1e6)
+            events.close()
+        assert not unharmed.client.has(f"{host}/library/big:1")
+        pull(unharmed, f"{host}/library/big:1")
+        assert unharmed.blobs.damaged(f"{host}/library/big:1") == {}
+        unharmed.client.delete(f"{host}/library/big:1")
+
+
+def test_killed_warmup(unharmed, tmp_path):
+    wanted = [
+        {"name": "slot-1", "holds": "locked:1", "num_ctx": 512, "aliases": ["llama-family"]},
+        {"name": "slot-5", "holds": "old:1", "num_ctx": 512, "aliases": ["coder-rotate"]},
+    ]
+    settings = {"url": unharmed.client.base_url, "wait_seconds": 10, "load_seconds": 60, "models": wanted}
+    (tmp_path / "warmup.json").write_text(json.dumps(settings))
+    program = [sys.executable, str(CHECKOUT / "salt/models/files/ollama-warmup"), str(tmp_path / "warmup.json")]
+    with subprocess.Popen(program, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()  # the first slot is done, the second one under way
+        process.kill()
+    assert subprocess.run(program, timeout=120, check=False).returncode == 0
+
+
+# -- faults of a whole host: an instance of its own each ----------------------------------------------------------
+
+
+def test_no_memory(tmp_path):
+    """With too little memory Ollama would unload the locked slot to make room; it is not even asked."""
+    meminfo = tmp_path / "proc/meminfo"
+    meminfo.parent.mkdir()
+    real = Path("/proc/meminfo").read_text()
+    meminfo.write_text(real)
+    with private_mounts(tmp_path, f"mount --bind {meminfo} /proc/meminfo") as client:
+        make(client)
+        site = Site(client, tmp_path)
+        site.serving("old:1").converge()
+        before = state(site)
+        lines = [
+            line if not line.startswith("MemAvailable") else "MemAvailable: 200000 kB" for line in real.splitlines()
+        ]
+        meminfo.write_text("\n".join(lines) + "\n")
+        serving = site.serving("new:1")
+        serving._room = lambda one: footprint.refuse_without_room(
+            one.model, needs(site, one), footprint.available(tmp_path / "proc", tmp_path)
+        )
+        with pytest.raises(PlatformError, match=r"no memory to load new:1.*slot-5 still serves old:1") as caught:
+            serving.converge()
+        assert isinstance(caught.value.__cause__, OutOfMemory)
+        assert state(site) == before
+        # So it is: asked for it, Ollama makes room with what is locked.
+        with contextlib.suppress(OllamaError):
+            client.load("new:1", limits=Limits(read=30, total=30))
+        assert site.runners().items() != before[0].items()
+
+
+def needs(site, resident):
+    pillar = {"ollama": {"num_parallel": 1, "flash_attention": True}}
+    from aiplatform.store import Store
+
+    return slot_rules.needs(pillar, resident, Store(site.client).facts(resident.model))
+
+
+def test_full_disk(tmp_path):
+    """The store's disk is full while the new model is pulled and its names are made."""
+    (tmp_path / "models").mkdir()
+    with private_mounts(tmp_path, f"mount -t tmpfs -o size=700m tmpfs {tmp_path}/models") as client:
+        pid = next(servers(client))
+        store = Path(f"/proc/{pid}/root{tmp_path}/models")
+        make(client)
+        site = Site(client, tmp_path)
+        site.folder = Path(f"/proc/{pid}/root{tmp_path}")
+        site.serving("old:1").converge()
+        before = state(site)
+        filler = store / "filler"
+        with contextlib.suppress(OSError), filler.open("wb") as stream:
+            while stream.write(b"\0" * (1 << 20)):
+                pass
+        assert "slot-5 still serves old:1" in failed(site)
+        assert state(site) == before
+        filler.unlink()
+        site.serving("new:1").converge()
+        assert site.weights("coder-rotate") == site.weights("new:1")
+
+
+def test_instance_crash_and_a_second_run(tmp_path):
+    with serving(tmp_path) as client:
+        make(client)
+        site = Site(client, tmp_path)
+        site.serving("old:1").converge()
+        (server,) = servers(client)
+        job = site.serving("new:1")
+        job._tell = lambda name, phase, _: phase == "stage" and os.kill(server, signal.SIGKILL)
+        with pytest.raises(PlatformError, match="slot-5 still serves old:1"):
+            job.converge()
+        for pid in site.runners().values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    with serving(tmp_path) as client:
+        site = Site(client, tmp_path)
+        assert site.ask("coder-rotate") is not None
+        assert site.weights("coder-rotate") == site.weights("slot-5") == site.weights("old:1")
+        site.serving("new:1").converge()
+        assert site.weights("coder-rotate") == site.weights("slot-5") == site.weights("new:1")
+
+
+@contextlib.contextmanager
+def private_mounts(folder, mount):
+    """An instance that sees a mount which nobody else sees."""
+    from tests.functional import local_ollama
+
+    plain = local_ollama.launch
+    wrapped = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$0" "$@"']
+    local_ollama.launch = lambda argv, *rest: plain([*wrapped, *argv], *rest)
+    try:
+        with serving(folder) as client:
+            yield client
+    finally:
+        local_ollama.launch = plain
+    shutil.rmtree(folder / "models", ignore_errors=True)
+
+
+# -- a rotation that goes well ------------------------------------------------------------------------------------
+
+
+def test_names_are_never_unresolved_while_they_move(site):
+    """Ollama writes a manifest in place, and who reads in that moment finds half of it; a rename has no such moment."""
+    folder = site.folder / "models"
+    site.client.copy("old:1", "moving")
+    blobs, stop, errors, asked = Blobs(folder), threading.Event(), [], [0]
+
+    def hammer():
+        with Client(site.client.base_url) as client:
+            while not stop.is_set():
+                try:
+                    client.show("moving")
+                except OllamaError as err:
+                    errors.append(str(err))
+                asked[0] += 1
+
+    threads = [threading.Thread(target=hammer) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 5
+    moves = 0
+    while time.monotonic() < deadline and moves < 200:
+        source = ("new:1", "old:1")[moves % 2]
+        site.client.copy(source, slots.staged("moving"))
+        blobs.take_places({slots.staged("moving"): "moving"})
+        moves += 1
+    stop.set()
+    for thread in threads:
+        thread.join()
+    site.client.delete("moving")
+    assert (errors, moves > 20, asked[0] > 20) == ([], True, True)
+
+
+def test_rotation_under_requests(site):
+    """Requests on every name while slot 5 gets another model: none fails, and the locked slot's runner stays."""
+    before = site.runners()
+    stop, errors, answers = threading.Event(), [], []
+
+    def client(name):
+        with Client(site.client.base_url) as own:
+            while not stop.is_set():
+                try:
+                    body = [{"role": "user", "content": "Say hello."}]
+                    chunks = list(own.chat(name, body, options={"num_predict": 3}))
+                    answers.append(chunks[-1].data["done"])
+                except OllamaError as err:
+                    errors.append(f"{name}: {err}")
+
+    threads = [threading.Thread(target=client, args=(name,)) for name in ("llama-family", "coder-rotate", "slot-5")]
+    for thread in threads:
+        thread.start()
+    try:
+        site.serving("new:1").converge()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert (errors, all(answers), len(answers) >= 3) == ([], True, True)
+    after = site.runners()
+    locked, new = site.weights("slot-1"), site.weights("new:1")
+    assert after == {locked: before[locked], new: after[new]}
+    assert [phase for name, phase, _ in site.phases] == ["stage", "load", "answer", "move", "unload"]
+    assert site.serving("new:1").foreign() == []
+
+
+def test_what_a_loaded_model_needs_is_no_more_than_was_reckoned(site):
+    sizes = {row["name"].split(":")[0]: row["size"] for row in site.client.ps()}
+    (resident,) = (one for one in site.table("new:1").residents if one.slot == 5)
+    assert 0.3 * needs(site, resident) < sizes["slot-5"] <= needs(site, resident)
+    assert set(numa.runners(next(servers(site.client))).values())
