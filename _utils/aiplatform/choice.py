@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from aiplatform import measure
 from aiplatform import selection as rules
 from aiplatform.errors import PlatformError
 from aiplatform.ollama import normalise
@@ -32,7 +33,9 @@ def choose(stored: Mapping[str, Any], hosts: Mapping[str, Mapping[str, Any]], se
         Pillar ``benchmark``.
     """
     rows = slowest(row for host in hosts.values() for row in host["models"])
-    chosen = rules.select(rules.merge(rules.stored_rows(stored), rows), settings, rules.incumbents(stored))
+    # Both scores of the code are in the rows: which of them counts may be another one than when they were measured.
+    known_rows = [measure.row(row, settings) for row in rules.merge(rules.stored_rows(stored), rows)]
+    chosen = rules.select(known_rows, settings, rules.incumbents(stored))
     known = {normalise(name) for name in chosen["all_metrics"]}
     skipped = {name: why for host in hosts.values() for name, why in host["skipped"].items()}
     left_out = {name: why for name, why in skipped.items() if normalise(name) not in known}

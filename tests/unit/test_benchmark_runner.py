@@ -131,3 +131,12 @@ def test_settings_for_one_run_hold_for_measuring_and_choosing(master):
         "benchmark": override
     }
     assert answer["selection"]["slot1_general"] == "a:1"
+
+
+def test_a_run_may_be_scored_by_execution(master):
+    master.measure(FIRST, a=20.0)
+    master.rows[0] |= {"coding_quality_markers": 0.7, "coding_quality_execution": 1.0}
+    assert runner.choose()["selection"]["all_metrics"]["a:1"]["coding_quality"] == 0.7
+    answer = runner.run(scoring="execution")
+    assert answer["selection"]["all_metrics"]["a:1"]["coding_quality"] == 1.0
+    assert runner.choose()["selection"]["all_metrics"]["a:1"]["coding_quality"] == 0.7
