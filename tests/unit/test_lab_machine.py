@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +85,18 @@ def test_a_process_that_is_no_engine_is_never_taken_for_one(monkeypatch):
     assert machine.own_engine() is None
     machine.stop_engine()
     assert signal.SIGTERM not in sent
+
+
+@pytest.mark.parametrize(
+    ("own", "behind", "expected"),
+    [
+        ("nameserver 192.0.2.53\nsearch a.test\n", "", ["192.0.2.53"]),
+        ("nameserver 127.0.0.53\n", "nameserver 192.0.2.1\nnameserver 192.0.2.2\n", ["192.0.2.1", "192.0.2.2"]),
+        ("nameserver ::1\n", "", []),
+    ],
+)
+def test_the_machines_resolvers_are_those_that_others_reach(monkeypatch, own, behind, expected):
+    texts = {"/etc/resolv.conf": own, "/run/systemd/resolve/resolv.conf": behind}
+    monkeypatch.setattr(Path, "exists", lambda path: bool(texts[str(path)]))
+    monkeypatch.setattr(Path, "read_text", lambda path: texts[str(path)])
+    assert machine.resolvers() == expected
