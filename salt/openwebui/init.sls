@@ -82,7 +82,7 @@ openwebui:
         test: [python3, -c, "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/ready', timeout=4)"]
         interval: 10
         timeout: 5
-        start_period: 180
+        start_period: 300
         retries: 3
     - timeout: {{ openwebui.ready_timeout }}
     - require:
