@@ -140,10 +140,10 @@ def _run(argv: list[str]) -> None:
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=PIP_TIMEOUT, check=False)
     except (OSError, subprocess.TimeoutExpired) as err:
-        raise PlatformError("Making Salt's environment failed", where=argv[0], actual=str(err)) from err
+        raise PlatformError("Making a Python environment failed", where=argv[0], actual=str(err)) from err
     if done.returncode:
         raise PlatformError(
-            "Making Salt's environment failed",
+            "Making a Python environment failed",
             where=" ".join(argv[:4]),
             expected="exit 0",
             actual=f"exit {done.returncode}: {(done.stderr or done.stdout).strip()[-1500:]}",
