@@ -97,6 +97,7 @@ def measure(models: list[str] | None = None, fresh: bool | None = None) -> dict[
         salt -t 86400 ai_server benchmark.measure models='[llama3.1:8b]' fresh=True
     """
     pillar = _pillar(models, fresh)
+    _refuse_unexecutable(pillar["benchmark"])
     conditions = _conditions()
     found = _plan(pillar, conditions)
     if not found.tasks and not _recommended(pillar, conditions):
@@ -351,7 +352,6 @@ def _measure(
 ) -> dict[str, dict[str, Any]]:
     """Measure the tasks, keeping each answer as it comes, and return the new figures by model."""
     suite, settings, records = _suite(), pillar["benchmark"], _records()
-    _refuse_unexecutable(settings)
     used = {slot["instance"] for slot in pillar["slots"].values()} if tasks else set()
     speeds = {name: memory(name, fresh=True) for name in sorted(used)}
     places = {name: _place(name, settings) for name in sorted(used)}
@@ -382,8 +382,13 @@ def _tests(suite: dict[str, Any], settings: dict[str, Any]) -> int:
     return (len(suite["prompts"]) + 1) * settings["repeats"]
 
 
+def _unexecutable(settings: dict[str, Any]) -> str:
+    """Return why the code of answers is not run; empty where it is."""
+    return measure_code.available() if settings["execute_code"] else "benchmark:execute_code is false"
+
+
 def _refuse_unexecutable(settings: dict[str, Any]) -> None:
-    why = measure_code.available() if settings["execute_code"] else "benchmark:execute_code is false"
+    why = _unexecutable(settings)
     if settings["scoring"] == scoring.EXECUTION and why:
         raise PlatformError(
             "The code of answers cannot be run, and it is what the score is to come from",
@@ -400,10 +405,11 @@ def _place(instance: str, settings: dict[str, Any]) -> dict[str, Any]:
     unit = __pillar__["ollama"]["instances"][instance]["unit"]
     server = int(__salt__["service.show"](unit).get("MainPID") or 0)
     watch = measure_host.Watch(cpus, server, settings["disturbance"]) if cpus else None
-    runs = settings["execute_code"] and not measure_code.available()
+    why = _unexecutable(settings)
     return {
         "watching": (lambda: watch) if watch else None,
-        "execute": (lambda tests, text: measure_code.execute(tests, text, cpus)) if runs else None,
+        "execute": None if why else lambda tests, text: measure_code.execute(tests, text, cpus),
+        "execution_note": why,
     }
 
 

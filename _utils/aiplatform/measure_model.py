@@ -39,7 +39,7 @@ class Job:
     """All that measuring one model needs besides its instance.
 
     ``watching`` looks at the host while a test runs, ``execute`` runs an answer's code (None: neither is done), and
-    ``roofline`` is what the memory allows this model.
+    ``roofline`` is what the memory allows this model. ``execution_note`` says why no code is run.
     """
 
     task: Task
@@ -50,6 +50,7 @@ class Job:
     watching: Watching | None = None
     execute: Execute | None = None
     roofline: Roofline | None = None
+    execution_note: str = ""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -236,6 +237,8 @@ def finish(record: Mapping[str, Any], job: Job) -> dict[str, Any]:
     }
     if not passes:
         found["ttft_ms"] = scoring.NO_LATENCY_MS
+    if job.execution_note:
+        found["execution_note"] = job.execution_note
     if job.roofline:
         found["roofline"] = asdict(job.roofline)
         found["roofline_share"] = job.roofline.share(found["tokens_per_second"])

@@ -157,6 +157,21 @@ def test_conditions_name_hardware_version_suite_and_threads(salt):
     assert (found["hardware"], found["num_thread"]) == ("Xeon, 28 CPUs, 128 GiB", 2)
 
 
+@pytest.mark.parametrize(
+    ("settings", "available", "why"),
+    [({"execute_code": False}, "", "execute_code is false"), ({}, "no systemd", "no systemd")],
+)
+def test_a_score_by_code_that_cannot_be_run_is_refused_before_anything_is_unloaded(
+    salt, pillar, monkeypatch, settings, available, why
+):
+    salt.functions["model_slots.installed"] = lambda: installed("a:1")
+    monkeypatch.setattr(benchmark.measure_code, "available", lambda: available)
+    pillar["benchmark"] |= {"scoring": "execution", **settings}
+    with pytest.raises(PlatformError, match=why):
+        benchmark.measure()
+    assert salt.calls == []
+
+
 def test_names_without_a_tag_are_refused(salt):
     with pytest.raises(PlatformError, match=r"without a tag.*<name>:<tag>.*10\.0\.0\.1:5000/x"):
         benchmark.plan(models="a:1,10.0.0.1:5000/x")

@@ -371,10 +371,17 @@ def test_code_is_executed_once_for_each_answer_and_scored_as_asked(job):
 def test_answers_that_are_kept_are_executed_without_asking_again(job):
     first = measure_model.run(Fake(), job, None, lambda _: None)
     assert first["coding_quality_execution"] is None
+    assert "execution_note" not in first
     fake = Fake()
     executing = measure_model.replace(job, execute=lambda tests, text: Verdict(True))
     assert measure_model.run(fake, executing, first, lambda _: None)["coding_quality_execution"] == 1.0
     assert fake.calls == []
+
+
+def test_why_no_code_was_run_is_noted(job):
+    silent = measure_model.replace(job, execution_note="this host is not run by systemd")
+    found = measure_model.run(Fake(), silent, None, lambda _: None)
+    assert measure.row(found, job.settings)["execution_note"] == "this host is not run by systemd"
 
 
 def test_a_rate_is_shown_as_a_share_of_what_memory_allows(job):
