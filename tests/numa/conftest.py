@@ -20,13 +20,17 @@ from lab.process import run
 from lab.settings import LabError
 from tests.conftest import CHECKOUT
 from tests.functional import local_ollama
+from tests.functional.local_server import program
 from tests.numa import machine, rendered, weights
 
 MODEL = "pages:latest"
 # Both processors of a node, as `num_thread` of every alias has it.
 PARAMETERS = {"num_ctx": weights.CONTEXT, "num_thread": 2, "num_predict": 4, "temperature": 0, "seed": 1}
 # What of the checkout the virtual machine runs.
-CODE = [*sorted((CHECKOUT / "_utils/aiplatform").glob("*.py")), CHECKOUT / "_modules/numa.py"]
+CODE = [
+    *(CHECKOUT / f"_utils/aiplatform/{name}.py" for name in ("__init__", "cgroups", "errors", "numa")),
+    CHECKOUT / "_modules/numa.py",
+]
 
 
 @dataclass
@@ -78,12 +82,17 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
         pytest.fail(str(err))
 
 
+def binary() -> Path:
+    """The Ollama that the virtual machine runs."""
+    return program("Ollama", "AI_PLATFORM_OLLAMA", artifacts.OLLAMA.unpacked / "bin/ollama")
+
+
 def recipe(tree: rendered.Tree) -> str:
     """Changes whenever the image has to be made anew."""
     digest = hashlib.sha256(json.dumps([tree.files, tree.links, tree.units, PARAMETERS], sort_keys=True).encode())
     for path in [*CODE, Path(weights.__file__)]:
         digest.update(path.read_bytes())
-    return f"{digest.hexdigest()} {artifacts.sha256(local_ollama.binary())} {inspect.getsource(fill)}"
+    return f"{digest.hexdigest()} {artifacts.sha256(binary())} {inspect.getsource(fill)}"
 
 
 def fill(root: Path, tree: rendered.Tree, scratch: Path) -> None:
@@ -97,7 +106,7 @@ def fill(root: Path, tree: rendered.Tree, scratch: Path) -> None:
         path.chmod(int(mode, 8))
     (root / release.lstrip("/") / "bin").mkdir(parents=True)
     (root / release.lstrip("/") / "lib").mkdir()
-    shutil.copy(local_ollama.binary(), root / release.lstrip("/") / "bin/ollama")
+    shutil.copy(binary(), root / release.lstrip("/") / "bin/ollama")
     for name, target in tree.links.items():
         (root / name.lstrip("/")).symlink_to(target)
     for path in CODE:
