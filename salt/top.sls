@@ -16,6 +16,7 @@ base:
   'roles:coredns_host':
     - match: pillar
     - docker
+    - coredns
   'roles:nginx_proxy':
     - match: pillar
     - nginx
