@@ -6,7 +6,7 @@ from typing import Any
 
 
 def shown(name: str, text: str) -> dict[str, Any]:
-    """Show a notice with the state, and in the summary of a deploy. Nothing is changed.
+    """Show a notice with the state, and below its phase's line of a deploy. Nothing is changed.
 
     .. code-block:: yaml
 

@@ -33,7 +33,6 @@ class Row:
     result: str
     changed: list[str] = field(default_factory=list)
     seconds: float = 0.0
-    notices: list[str] = field(default_factory=list)
 
     @property
     def good(self) -> bool:
@@ -49,6 +48,11 @@ def states_of(answer: Any) -> list[dict[str, Any]]:
 def changed_ids(answer: Any) -> list[str]:
     """Return the ids of the states that changed something, or would."""
     return [str(state.get("__id__", state.get("name"))) for state in states_of(answer) if state.get("changes")]
+
+
+def notices_of(answer: Any) -> list[str]:
+    """Return what the states of a minion's answer want an operator to know."""
+    return [str(text).strip() for state in states_of(answer) for text in state.get("warnings") or []]
 
 
 def failures_of(phase: str, host: str, answer: Any) -> list[Failure]:
@@ -134,8 +138,7 @@ def _host_row(step: Step, host: str, answer: Any, causes: list[Failure], seconds
     pending = any(item.get("result") is None for item in states_of(answer))
     changed = changed_ids(answer)
     result = FAILED if causes else _verdict(None if pending else True, changed)
-    notices = [str(text).strip() for item in states_of(answer) for text in item.get("warnings") or []]
-    return Row(step.phase, step.id, host, result, changed, seconds, notices), causes
+    return Row(step.phase, step.id, host, result, changed, seconds), causes
 
 
 def _verdict(result: bool | None, changed: Sequence[str]) -> str:
@@ -152,7 +155,7 @@ def as_data(items: Sequence[Row | Failure]) -> list[dict[str, Any]]:
 
 
 def summary(data: Mapping[str, Any]) -> str:
-    """Return the closing text of a deploy: a table of phases and hosts, failures, notices, URLs and slots.
+    """Return the closing text of a deploy: a table of phases and hosts, the failures, URLs and slots.
 
     data
         The answer of ``ai_platform.deploy``.
@@ -163,11 +166,6 @@ def summary(data: Mapping[str, Any]) -> str:
     parts = [
         table(["phase", "host", "result", "changed", "seconds"], phases),
         "\n".join(_failure_text(failure) for failure in data["failures"]),
-        "\n".join(
-            f"NOTE: phase {row['phase']}, host {row['host']}: {text}"
-            for row in data["phases"]
-            for text in row["notices"]
-        ),
         table(["service", "url"], sorted(data["urls"].items())),
         table(["slot", "instance", "kind", "model"], [tuple(slot.values()) for slot in data["slots"]]),
         _verdict_text(data),

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from typing import Any
 
-from aiplatform.outcome import changed_ids, failures_of, states_of
+from aiplatform.outcome import changed_ids, failures_of, notices_of, states_of
 from aiplatform.phases import STATE, Step
 
 # Seconds without news after which a line says what is being waited for.
@@ -63,7 +63,8 @@ class Lines:
         answer = data.get("return")
         if failures := failures_of(phase, str(data["id"]), answer):
             return f"FAILED: {failures[0].state or 'no state'}: {failures[0].reason.splitlines()[0]}"
-        return f"{len(states_of(answer))} states, {len(changed_ids(answer))} changed"
+        notices = "".join(f"\n    NOTE: {text}" for text in notices_of(answer))
+        return f"{len(states_of(answer))} states, {len(changed_ids(answer))} changed{notices}"
 
     def _begun(self, phase: str, hosts: Sequence[str], now: float) -> str:
         self._waiting |= {(phase, host): now for host in hosts}

@@ -106,11 +106,12 @@ openclaw-skipped:
         No Telegram bot: Vault has no telegram_token at openclaw. docs/openclaw.md says how to put the one of @BotFather
         there; the next deploy installs the bot.
 
-openclaw:
-  service.dead:
-    - enable: false
-
 openclaw-token:
   file.absent:
     - name: {{ token_file }}
+{% if salt["service.available"]("openclaw") %}
+openclaw:
+  service.dead:
+    - enable: false
+{% endif %}
 {% endif %}

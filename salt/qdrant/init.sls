@@ -38,8 +38,6 @@ qdrant:
     - image: {{ salt["platform_container.image"]("qdrant") }}
     - user: "{{ qdrant.uid }}:{{ qdrant.uid }}"
     - memory_mib: {{ qdrant.memory_mib }}
-    # Each collection has many files open.
-    - nofile: {{ qdrant.nofile }}
     - files: {{ folder }}
     - secrets: true
     - command: [./entrypoint.sh]

@@ -24,9 +24,10 @@ def render(checkout):
     environment = Environment()  # noqa: S701 (renders no page)
     environment.filters["json"] = lambda value: yaml.dump(value, default_flow_style=True).strip().removesuffix("\n...")
 
-    def rendered(token: str, **openclaw) -> dict:
+    def rendered(token: str, installed: bool = False, **openclaw) -> dict:
         pillar = settings.effective({"openclaw": openclaw}, checkout / "salt")
         salt = {"platform_secret.optional": lambda path, key: token, "ollama.instances": lambda: URLS}
+        salt["service.available"] = lambda unit: installed
         text = (checkout / "salt/openclaw/init.sls").read_text()
         grains = {"os_family": "Debian"}
         return yaml.safe_load(environment.from_string(text).render(pillar=Pillar(pillar), salt=salt, grains=grains))
@@ -42,12 +43,13 @@ def options(state: dict) -> dict:
 
 def test_without_a_token_nothing_is_installed_and_it_is_said(render):
     found = render("")
-    assert {name: next(iter(state)) for name, state in found.items()} == {
-        "openclaw-skipped": "notice.shown",
-        "openclaw": "service.dead",
-        "openclaw-token": "file.absent",
-    }
+    functions = {name: next(iter(state)) for name, state in found.items()}
+    assert functions == {"openclaw-skipped": "notice.shown", "openclaw-token": "file.absent"}
     assert "docs/openclaw.md" in options(found["openclaw-skipped"])["text"]
+
+
+def test_a_bot_whose_token_is_gone_is_stopped(render):
+    assert next(iter(render("", installed=True)["openclaw"])) == "service.dead"
 
 
 def test_the_token_is_readable_by_the_bot_alone(render):

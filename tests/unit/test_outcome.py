@@ -45,12 +45,9 @@ def test_a_dry_run_says_what_would_change():
     assert (found[0].result, found[0].changed, failures) == ("would change", ["unit"], [])
 
 
-def test_a_notice_of_a_state_is_in_the_summary():
-    answer = {"a": state("skipped", warnings=["There is no token.\n"])}
-    found, failures = rows(answered(True, {"ai_server": answer}))
-    assert (found[0].result, found[0].notices, failures) == ("ok", ["There is no token."], [])
-    data = {"phases": outcome.as_data(found), "failures": [], "urls": {}, "slots": [], "test": False, "retcode": 0}
-    assert "NOTE: phase vault, host ai_server: There is no token." in outcome.summary(data | {"seconds": 1})
+def test_a_notice_of_a_state_is_found():
+    answer = {"a": state("skipped", warnings=["There is no token.\n"]), "b": state("unit")}
+    assert outcome.notices_of(answer) == ["There is no token."]
 
 
 def test_a_failure_names_phase_host_state_and_reason():

@@ -40,6 +40,12 @@ def test_a_return_is_a_line_with_phase_host_time_and_changes(lines):
     assert line.split() == ["[", "1:05]", "vault", "ai_server", "64.5", "s", "2", "states,", "1", "changed"]
 
 
+def test_a_notice_is_shown_with_its_phase(lines):
+    answer = {"a": {"result": True, "changes": {}, "warnings": ["There is no token."]}}
+    line = lines.of("salt/job/1/ret/ai_server", returned(answer), 101)
+    assert line.endswith("1 states, 0 changed\n    NOTE: There is no token.")
+
+
 def test_a_failure_is_named_at_once(lines):
     answer = {"a": {"__id__": "unit", "result": False, "changes": {}, "comment": "no space\nleft"}}
     assert "FAILED: unit: no space" in lines.of("salt/job/1/ret/ai_server", returned(answer), 101)
