@@ -6,6 +6,8 @@ import pytest
 
 from tests.numa.conftest import MODEL
 
+# The first of them may have to make the image: three minutes on a quiet machine.
+pytestmark = pytest.mark.timeout(1500)
 CPUS = {"node0": [0, 1], "node1": [2, 3]}
 NODE = {"node0": 0, "node1": 1}
 # Of the model's weights alone.
