@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from _modules import keycloak_admin as module
-from aiplatform import keycloak, settings
+from _runners import keycloak as runner
+from aiplatform import keycloak, settings, states
 from aiplatform.errors import PlatformError
 from tests.conftest import CHECKOUT
 
@@ -132,3 +133,45 @@ def test_the_earlier_password_is_read_as_the_shell_reads_it(tmp_path):
     assert module.previous_admin_password(str(path)) == ""
     path.write_text("KC_DB_PASSWORD=x\nKC_BOOTSTRAP_ADMIN_PASSWORD='it'\"'\"'s/+='\n")
     assert module.previous_admin_password(str(path)) == "it's/+="
+
+
+# -- the master's part --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def publish(monkeypatch):
+    """The runner, with what Vault has at the path; returns how it is called."""
+    kept = {"admin_password": "x"}
+
+    def put(client, mount, path, values, test):
+        assert (mount, path) == ("secret", "acme/keycloak")
+        found = states.diff(kept, values)
+        if not test:
+            kept.update(values)
+        return found
+
+    monkeypatch.setattr(runner.settings, "load", lambda opts: PILLAR | {"vault": {"mount": "secret"}})
+    monkeypatch.setattr(runner.vault_master, "client", lambda opts, pillar: "a client")
+    monkeypatch.setattr(runner.vault_content, "put", put)
+    monkeypatch.setattr(runner, "__opts__", {}, raising=False)
+    monkeypatch.setattr(runner, "__context__", {}, raising=False)
+    return kept
+
+
+def test_the_address_of_the_realm_is_published_once(publish):
+    url = "https://idm.acme.example/realms/acme/.well-known/openid-configuration"
+    assert runner.publish(test=True)["result"] is None
+    assert "oidc_url" not in publish
+    assert runner.publish()["changes"] == {"oidc_url": {"old": None, "new": url}}
+    assert publish == {"admin_password": "x", "oidc_url": url}
+    assert runner.publish()["changes"] == {}
+
+
+def test_a_vault_that_does_not_answer_fails_the_run_and_not_the_dry_run(publish, monkeypatch):
+    def refuse(opts, pillar):
+        raise PlatformError("Vault does not answer")
+
+    monkeypatch.setattr(runner.vault_master, "client", refuse)
+    assert runner.publish(test=True)["result"] is None
+    assert runner.publish()["result"] is False
+    assert runner.__context__["retcode"] == 1
