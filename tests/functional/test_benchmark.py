@@ -35,7 +35,7 @@ benchmark:
   thresholds: {min_tokens_per_sec: 0.1, min_quality_score: 0}
 models: {num_ctx: 512}
 aliases: {coder-128k: {num_ctx: 512}, coder-32k: null, coder-rotate: null, llama-family: {num_ctx: 512},
-  gemma-family: null}
+  gemma-family: null, embedding: null}
 """
 GRAINS = {"cpu_model": "any", "num_cpus": 2, "mem_total": 24576}
 
@@ -202,8 +202,8 @@ def test_a_recommended_model_stays_only_where_it_earns_a_slot(host, instances, m
     monkeypatch.setitem(called, "model_slots.pull", pull)
     recommended = [{"name": "better:1", "category": "general"}]
     host.pillar["benchmark"] = settings_of | {"pull_if_better": True, "recommended_models": recommended}
-    host.pillar["benchmark"]["thresholds"] = settings_of["thresholds"] | {"min_quality_score": 0.01}
-    assert benchmark.plan()["recommended"] == {"better:1": "1 of 3 general slots are filled"}
+    host.pillar["benchmark"]["thresholds"] = settings_of["thresholds"] | {"min_quality_score": 1}
+    assert benchmark.plan()["recommended"] == {"better:1": "0 of 3 general slots are filled"}
     assert benchmark_state.measured("all")["changes"]["better:1"]["deleted"] == "it earned no slot"
     assert not client.has("better:1")
     # It has been tried: not fetched again for nothing.
