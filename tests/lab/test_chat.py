@@ -202,4 +202,5 @@ def test_qdrant_opens_to_its_key_alone(master, workstation, ai_server):
     assert codes == ["200", "401"]
     assert workstation.run(f"curl -s --connect-timeout 2 {url}/healthz", check=False).returncode != 0
     environment = ai_server.run(["docker", "inspect", "qdrant", "openwebui"]).stdout
-    assert "API_KEY" not in environment
+    secret = ("QDRANT_API_KEY=", "QDRANT__SERVICE__API_KEY=", "WEBUI_SECRET_KEY=", "CLIENT_SECRET=", "DATABASE_URL=")
+    assert not [name for name in secret if name in environment]
