@@ -395,6 +395,7 @@ def _login(password: str) -> Any:
         username=__pillar__["keycloak"]["admin"],
         password=password,
         realm_name="master",
+        user_realm_name="master",
         timeout=TIMEOUT,
     )
     admin.connection.get_token()
