@@ -166,7 +166,8 @@ def summary(data: Mapping[str, Any]) -> str:
     parts = [
         table(["phase", "host", "result", "changed", "seconds"], phases),
         "\n".join(_failure_text(failure) for failure in data["failures"]),
-        table(["service", "url"], sorted(data["urls"].items())),
+        table(["address", "who may enter"], [(site["url"], site["entry"]) for site in data["sites"]])
+        or table(["service", "url"], sorted(data["urls"].items())),
         table(["slot", "instance", "kind", "model"], [tuple(slot.values()) for slot in data["slots"]]),
         _verdict_text(data),
     ]

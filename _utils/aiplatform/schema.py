@@ -159,7 +159,8 @@ def _described(key: str, error: jsonschema.ValidationError) -> Iterator[Problem]
             allowed = schema.get("properties", {})
             for name in sorted(instance.keys() - allowed.keys()):
                 value = _short(instance[name])
-                yield Problem(f"{path}.{name}", value, f"a known key: {one_of(name, allowed)}")
+                shown = "(hidden)" if _SECRET.search(str(name)) else value
+                yield Problem(f"{path}.{name}", shown, f"a known key: {one_of(name, allowed)}")
         case "required":
             for name in cast("list[str]", error.validator_value):
                 if name not in instance:

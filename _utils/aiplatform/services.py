@@ -96,6 +96,15 @@ def urls(settings: Settings) -> dict[str, str]:
     return {end.service if end.service in alone else f"{end.service}@{end.host}": end.url for end in ends}
 
 
+def sites(settings: Settings) -> list[dict[str, str]]:
+    """Return the public names: ``url``, and ``entry``, who may enter there and with what; none without a proxy."""
+    if not hosts_of(settings, "nginx_proxy"):
+        return []
+    rows = {row["name"]: row.get("entry") for row in expand(settings).values() if row.get("name")}
+    domain = settings["platform"]["domain"]
+    return [{"url": f"https://{name}.{domain}", "entry": entry or ""} for name, entry in sorted(rows.items())]
+
+
 def problems(settings: Settings) -> list[Problem]:
     """Return what is wrong with the table: ports that are missing or taken twice on one host, services without one."""
     return [*_missing_ports(settings), *_overlapping_ports(settings), *_strange_hosts(settings)]

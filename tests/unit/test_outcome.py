@@ -111,7 +111,14 @@ def test_an_orchestration_that_did_not_render_says_why():
         outcome.by_id({"data": {"m_master": ["Rendering SLS failed: x"]}})
 
 
-def test_the_summary_has_all_an_operator_asks_for():
+@pytest.mark.parametrize(
+    ("sites", "address"),
+    [
+        ([], "https://192.0.2.1:8202"),
+        ([{"url": "https://vault.example.com", "entry": "ai-admin"}], "https://vault.example.com  ai-admin"),
+    ],
+)
+def test_the_summary_has_all_an_operator_asks_for(sites, address):
     answer = {"a": state("unit", False)}
     found, failures = rows(answered(False, {"ai_server": answer}))
     text = outcome.summary(
@@ -122,8 +129,9 @@ def test_the_summary_has_all_an_operator_asks_for():
             "phases": outcome.as_data(found),
             "failures": outcome.as_data(failures),
             "urls": {"vault": "https://192.0.2.1:8202"},
+            "sites": sites,
             "slots": [{"slot": 1, "instance": "node1", "kind": "general", "model": "a:1"}],
         }
     )
-    for part in ("phase vault, host ai_server, state unit:", "unit said", "https://192.0.2.1:8202", "a:1", "2.5 s"):
+    for part in ("phase vault, host ai_server, state unit:", "unit said", address, "a:1", "2.5 s"):
         assert part in text

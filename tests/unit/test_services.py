@@ -75,6 +75,14 @@ def test_every_service_stands_on_every_host_of_its_role(settings):
     assert services.urls(settings)["vault@ai6"] == "https://[2001:db8::1]:8202"
 
 
+def test_public_names_say_who_may_enter(settings):
+    settings["platform"]["domain"] = "example.com"
+    settings["services"]["vault"] |= {"name": "vault", "entry": "administrators"}
+    assert services.sites(settings)[-1] == {"url": "https://vault.example.com", "entry": "administrators"}
+    del settings["platform"]["hosts"]["proxy"]
+    assert services.sites(settings) == []
+
+
 @pytest.mark.parametrize(("named", "host"), [(None, "ai"), ("ai6", "ai6")])
 def test_a_service_that_one_host_runs_is_expected_on_no_other(settings, named, host):
     settings["services"]["vault"]["only"] = "vault.host"
