@@ -15,7 +15,7 @@ DOMAIN = "lab.internal"
 API = f"https://ollama-api.{DOMAIN}"
 AUTHORITY = "/tmp/ai-platform-ca.pem"
 # The whole of it is `make soak`.
-HOSTILE = int(os.environ.get("AI_PLATFORM_HOSTILE", "1000"))
+HOSTILE = int(os.environ.get("AI_PLATFORM_HOSTILE", "300"))
 CURL = ["curl", "--silent", "--show-error", "--max-time", "60", "--cacert", AUTHORITY]
 
 
@@ -34,7 +34,7 @@ def key(master):
 
 
 def made(master, name, *args):
-    file = f"/root/{name}.key"
+    file = f"/run/{name}.key"
     master.run(f"rm -f {file}; salt-run api_key.revoke {name} >/dev/null", check=False)
     answer = master.runner("api_key.create", name, f"file={file}", *args)
     assert answer["retcode"] == 0

@@ -47,7 +47,7 @@ SECRETS = {
 ASSIGNED = re.compile(
     r"""(?ix)\b\w*(?:password|passwd|secret|token|api_key)["']?\s*[:=]\s*["']?([A-Za-z0-9+/_-]{16,}={0,2})["']?\s*$"""
 )
-HOME = r"/root/(?!\.ssh/)|/home/(?!admin/)"  # of whoever writes this; a host's own accounts may be named
+HOME = r"(?<!\w)(/root/(?!\.ssh/)|/home/(?!admin/))"  # of whoever writes this; a host's own accounts may be named
 # Package registries; written in parts so that this file does not name them.
 REGISTRIES = [
     ".".join(parts)
