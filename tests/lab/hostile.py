@@ -21,8 +21,8 @@ CLOSED += ["/api/./delete", "/api/%64elete", "/api/chat/../delete", "/API/DELETE
 
 
 def body(chance: random.Random, models: list[str]) -> str:
-    """A request that unloads or reloads a slot, were it taken as it is. Nothing is generated: that would take long."""
-    parts = [f'"model":"{chance.choice(models)}"']
+    """A request that unloads or reloads a slot, were it taken as it is. Little is generated: that would take long."""
+    parts = [f'"model":"{chance.choice(models)}"', '"max_tokens":1']
     parts += chance.sample(UNPIN, chance.randrange(3))
     if chance.random() < 0.8:
         load = ",".join(chance.sample(LOAD, chance.randrange(1, 4)))

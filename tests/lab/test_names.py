@@ -24,8 +24,7 @@ def apply(master) -> dict:
 @pytest.mark.parametrize("tcp", [False, True])
 def test_every_service_has_its_name(master, nginx_proxy, tcp):
     address = nginx_proxy.run("hostname -I").stdout.split()[0]
-    rows = master.salt("coredns_host", "pillar.item", "services")["coredns_host"]["services"]
-    names = {row["name"] for row in rows.values() if row.get("name")}
+    names = set(master.salt("coredns_host", "coredns.records")["coredns_host"])
     assert {"vault", "ollama-api"} <= names
     for name in names:
         assert query(master, f"{name}.{DOMAIN}", tcp=tcp) == ("NOERROR", [address])
