@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest
 HOST ?= salt_master
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env master lab lab-down lab-status lab-shell test unit functional integration lab-test soak lint lock clean
+.PHONY: help env master lab lab-down lab-status lab-shell soak test unit functional integration lab-test lint lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ lab-shell: $(READY) ## a root shell on HOST= (salt_master)
 master: ## make this server the Salt master of one's own hosts (root)
 	@etc/install-master.sh
 
+soak: lab ## 10,000 hostile requests; twenty rotations under load (docs/rotation-soak.json)
+	@AI_PLATFORM_HOSTILE=10000 $(PYTEST) tests/lab/test_edge.py -k hostile -s
+	@ROTATIONS=20 ROTATION_RESULTS=docs/rotation-soak.json $(PYTEST) tests/lab/test_rotation.py -k "answer or locked or first_token or waiting"
+
 lint: $(READY) ## every linter
 	@tests/lint.sh
 
@@ -58,9 +62,6 @@ integration: $(READY) ## a real master and minions under salt-factories
 
 lab-test: lab ## the converged hosts: verification, faults, second run
 	@$(PYTEST) tests/lab
-
-soak: lab ## 10,000 hostile requests at the API's edge
-	@AI_PLATFORM_HOSTILE=10000 $(PYTEST) tests/lab/test_edge.py -k hostile -s
 
 test: $(READY) ## all of it, with one closing line of counts
 	@$(BIN)/python tests/run.py

@@ -484,7 +484,7 @@ def _room(resident: slots.Resident, store: Store) -> None:
 
 def _tell(name: str, phase: str, seconds: float) -> dict[str, Any]:
     """Tell log and master that a phase has ended; returns what was told."""
-    data = {"name": name, "phase": phase, "seconds": round(seconds, 2)}
+    data = {"name": name, "phase": phase, "seconds": round(seconds, 2), "at": round(time.time(), 2)}
     log.info("Slots: %s", data)
     _send(PHASE, data)
     return data

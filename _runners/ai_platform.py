@@ -201,8 +201,8 @@ def _rotate(number: int, model: str | None, force: bool, test: bool) -> dict[str
     if refused:
         raise PlatformError("The rotation is refused; nothing was changed:\n  " + "\n  ".join(refused))
     if test:
-        return rotation.data(number, wanted, path, {host: {} for host in hosts}, 0)
-    before, began = path.read_text(encoding="utf-8"), time.monotonic()
+        return rotation.data(number, wanted, path, {host: {} for host in hosts}, 0, 0)
+    before, edited = path.read_text(encoding="utf-8"), time.time()
     pillar_edit.write(path, pillar_edit.slot_model(before, number, model, force))
     try:
         settings.load(__opts__)
@@ -211,7 +211,7 @@ def _rotate(number: int, model: str | None, force: bool, test: bool) -> dict[str
         raise
     applied = __salt__["salt.execute"](hosts, "state.apply", ["models"], tgt_type="list")
     done = {host: applied.get(host, False) for host in hosts}
-    return rotation.data(number, wanted, path, done, time.monotonic() - began)
+    return rotation.data(number, wanted, path, done, edited, time.time())
 
 
 def _why(answer: Any) -> str:
@@ -293,6 +293,7 @@ def _deploy(only: list[str], limit: list[str], test: bool, fresh: bool) -> dict[
         "phases": outcome.as_data(rows),
         "failures": outcome.as_data(failures),
         "urls": services.urls(pillar),
+        "sites": services.sites(pillar),
         "slots": health.chosen_slots(pillar | {"selection": settings.selection(__opts__["pillar_roots"]["base"])}),
     }
     if not test and not only:

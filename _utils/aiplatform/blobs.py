@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,10 @@ class Blobs:
         draft = self._folder / f".{os.getpid()}.manifest"
         for staged, name in pairs:
             name.parent.mkdir(parents=True, exist_ok=True)
-            draft.unlink(missing_ok=True)
-            draft.hardlink_to(staged)
+            # A copy, no link: Ollama writes the staged name again in place.
+            shutil.copy2(staged, draft)
+            owner = staged.stat()
+            os.chown(draft, owner.st_uid, owner.st_gid)
             draft.replace(name)
 
     def _wrong(self, digest: str, size: int) -> str:

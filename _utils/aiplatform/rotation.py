@@ -12,7 +12,7 @@ from aiplatform import outcome, slot_rules, slots
 from aiplatform.errors import PlatformError
 from aiplatform.tables import table
 
-_PHASE = re.compile(r"(\S+) (\w+) ([\d.]+) s")
+_PHASE = re.compile(r"(\S+) (\w+) ([\d.]+) s at ([\d.]+)")
 
 
 def parse(slot: int | str, model: str | None) -> tuple[int, str | None]:
@@ -45,8 +45,8 @@ def wanted(pillar: Mapping[str, Any], number: int, model: str | None, force: boo
 
 
 def phase_text(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return phases (``name``, ``phase``, ``seconds``) as the comment of a state; ``phases`` reads it."""
-    return ", ".join(f"{row['name']} {row['phase']} {row['seconds']} s" for row in rows)
+    """Return phases as the comment of a state; ``phases`` reads it. ``at`` is their end, in seconds since 1970."""
+    return ", ".join(f"{row['name']} {row['phase']} {row['seconds']} s at {row['at']}" for row in rows)
 
 
 def phases(answer: Any) -> list[dict[str, Any]]:
@@ -58,12 +58,15 @@ def phases(answer: Any) -> list[dict[str, Any]]:
             found.append({"name": "store", "phase": "pull and check", "seconds": seconds})
         elif state.get("result") and state.get("changes"):
             rows = _PHASE.findall(str(state.get("comment", "")))
-            found += [{"name": name, "phase": phase, "seconds": float(took)} for name, phase, took in rows]
+            found += [
+                {"name": name, "phase": phase, "seconds": float(took), "at": float(at)}
+                for name, phase, took, at in rows
+            ]
     return found
 
 
 def data(
-    number: int, pillar: Mapping[str, Any], path: Path, answers: Mapping[str, Any], seconds: float
+    number: int, pillar: Mapping[str, Any], path: Path, answers: Mapping[str, Any], edited: float, ended: float
 ) -> dict[str, Any]:
     """Return the answer of a rotation.
 
@@ -71,19 +74,26 @@ def data(
         The slot, and the file that names its model now.
     answers
         ``{host: answer of state.apply}``.
-    seconds
-        From the edit of pillar to the last host's answer.
+    edited, ended
+        When pillar was written, and when the last host had answered, in seconds since 1970.
+
+    ``first_token`` in it are the seconds from the edit to the first token of the new model, by the host's clock; None
+    where nothing was loaded.
     """
     row = next(row for key, row in pillar["slots"].items() if int(key) == number)
     failures = [one for host, answer in answers.items() for one in outcome.failures_of("models", host, answer)]
+    found = {host: phases(answer) for host, answer in answers.items()}
+    name = slots.technical_name(number)
+    first = [row["at"] for rows in found.values() for row in rows if (row["name"], row["phase"]) == (name, "answer")]
     return {
         "retcode": int(bool(failures) or not answers),
         "slot": number,
         "model": slots.chosen_model(number, row, pillar["selection"]),
-        "names": [slots.technical_name(number), *_aliases(number, pillar)],
+        "names": [name, *_aliases(number, pillar)],
         "pillar": str(path),
-        "seconds": round(seconds, 1),
-        "phases": {host: phases(answer) for host, answer in answers.items()},
+        "seconds": round(ended - edited, 1),
+        "first_token": round(max(first) - edited, 2) if first else None,
+        "phases": found,
         "failures": outcome.as_data(failures),
     }
 
@@ -104,6 +114,7 @@ def text(answer: Mapping[str, Any]) -> str:
     if answer["retcode"]:
         parts.append(f"{answer['pillar']} names the new model; the same command again carries on from here.")
     else:
-        names, seconds = ", ".join(answer["names"]), answer["seconds"]
-        parts.append(f"{names}: {answer['model'] or 'empty'}; {seconds} s from the edit of {answer['pillar']}.")
+        names, first = ", ".join(answer["names"]), answer["first_token"]
+        took = f"first token {first} s after the edit of" if first is not None else "named in"
+        parts.append(f"{names}: {answer['model'] or 'empty'}; {took} {answer['pillar']}, {answer['seconds']} s in all.")
     return "\n\n".join(part for part in parts if part)

@@ -14,7 +14,7 @@ from typing import Any
 
 from aiplatform import numa, slots, wait
 from aiplatform.blobs import Blobs
-from aiplatform.errors import NotFoundError, PlatformError
+from aiplatform.errors import NotFoundError, PlatformError, WaitTimeoutError
 from aiplatform.ollama import Client, Limits, OllamaError, ServerFailed
 from aiplatform.slots import Alias, Resident
 from aiplatform.states import diff
@@ -263,9 +263,10 @@ class Serving:
         """Take away what was tried in vain, as far as the instance lets it be: the first error is the one to tell."""
         self._store.refresh()
         weights = self._weights(resident)
-        with suppress(OllamaError):
+        with suppress(OllamaError, WaitTimeoutError):
             if wrong and weights and weights not in self._in_use():
                 self._unload(weights)
+                self._await(lambda: weights not in self._loaded(), "the new model to be unloaded again")
 
     def _still_serving(self, resident: Resident, held: str | None, err: PlatformError) -> PlatformError:
         serves = f"{resident.name} still serves {held}" if held else f"{resident.name} has no model yet"

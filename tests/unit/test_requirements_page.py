@@ -27,6 +27,7 @@ ITEMS = {
     "SEL": 14,
     "SLT": 6,
     "WRM": 5,
+    "ROT": 4,
     "KEY": 10,
     "QDR": 4,
     "OWU": 9,

@@ -79,7 +79,9 @@ def master(pillar, tmp_path, monkeypatch):
     return ai_platform
 
 
-def applied(result=True, comment="slot-5 load 1.5 s, slot-5 answer 0.25 s, slot-5 move 0.0 s"):
+def applied(
+    result=True, comment="slot-5 load 1.5 s at 9.0, slot-5 answer 0.25 s at 9000000000.0, slot-5 move 0.0 s at 9.0"
+):
     state = {
         "__id__": "models-node1",
         "__run_num__": 2,
@@ -101,7 +103,8 @@ def test_a_rotation_writes_pillar_applies_models_and_tells_the_phases(master):
     assert [(row["phase"], row["seconds"]) for row in answer["phases"]["ai_server"]] == [
         ("pull and check", 2.5), ("load", 1.5), ("answer", 0.25), ("move", 0.0)
     ]  # fmt: skip
-    assert "slot-5: mistral:7b;" in rotation.text(answer)
+    assert answer["first_token"] > 1e9
+    assert "slot-5: mistral:7b; first token" in rotation.text(answer)
 
 
 def test_null_gives_the_slot_back(master):
