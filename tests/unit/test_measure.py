@@ -84,6 +84,12 @@ def test_aliases_duplicates_and_embedding_models_are_left_out(pillar):
     assert {found.skipped[name] for name in ("coder-32k:latest", "Old-Alias", "slot-1:latest")} == {"an alias"}
 
 
+def test_the_embedding_model_that_an_alias_keeps_is_the_aliases(pillar):
+    pillar["aliases"]["embedding"] = {"model": "Embedder:1"}
+    assert plan(pillar, Installed("embedder:1", 1, "c", answers=False)).skipped == {"embedder:1": "an alias"}
+    assert plan(pillar, Installed("embedder:1", 1, "c")).skipped == {}
+
+
 def test_named_models_only(pillar):
     pillar["benchmark"]["models"] = ["B:1"]
     found = plan(pillar, Installed("a:1", 1, "a"), Installed("b:1", 1, "b"))
