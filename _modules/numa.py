@@ -17,8 +17,10 @@ INIT = 1
 
 
 def topology() -> dict[str, Any]:
-    """Return the nodes (usable CPUs, the first CPU of each core, memory in bytes), the CPUs that are offline, and what
-    the control groups of all services allow (CPUs, bytes of memory; None: no limit).
+    """Return the host's NUMA nodes, and what limits them.
+
+    A node has its usable CPUs, the first CPU of each core, and memory in bytes. Beside the nodes are the CPUs that are
+    offline, and what the control groups of all services allow (CPUs, bytes of memory; None: no limit).
 
     CLI Example:
 
@@ -87,7 +89,7 @@ def residency(instance: str = "", pid: int = 0) -> list[dict[str, Any]]:
 def remote(instance: str) -> list[dict[str, Any]]:
     """Return those rows of ``residency`` whose share on their own node is below pillar ``ollama:local_share``.
 
-    Such a model is slow. Unload it, ``evict`` its weights and load it again; where that does not help, its node is full.
+    Such a model is slow. Unload it, ``evict`` its weights and load it again; where that does not help, the node is full.
 
     CLI Example:
 
