@@ -89,7 +89,7 @@ def residency(instance: str = "", pid: int = 0) -> list[dict[str, Any]]:
 def remote(instance: str) -> list[dict[str, Any]]:
     """Return those rows of ``residency`` whose share on their own node is below pillar ``ollama:local_share``.
 
-    Such a model is slow. Unload it, ``evict`` its weights and load it again; where that does not help, the node is full.
+    Such a model is slow. Unload it, ``evict`` its weights and load it again; if that is no help, its node is full.
 
     CLI Example:
 
