@@ -45,7 +45,9 @@ def put_token(master, token: str) -> None:
 
 
 def apply(master) -> dict:
-    return master.salt("ai_server", "state.apply", "openclaw", timeout=600)["ai_server"]
+    # Longer than the default: for as long as pip keeps the host busy, its minion is slow to say that it is at work.
+    argv = ["salt", "--out=json", "--static", "-t", "300", "ai_server", "state.apply", "openclaw"]
+    return master.json(argv, timeout=600)["ai_server"]
 
 
 class Telegram:
