@@ -91,7 +91,7 @@ def clients(settings: Settings) -> dict[str, dict[str, Any]]:
     A service that this site's table does not have has no client.
     """
     return {
-        name: {"settings": _client(settings, row), "secret": row["secret"]}
+        name: {"settings": _client(settings, row), "secret": row["secret_from"]}
         for name, row in settings["keycloak"]["clients"].items()
         if row["service"] in settings["services"]
     }

@@ -18,6 +18,7 @@ from tests.conftest import CHECKOUT
 
 PILLAR = {
     "platform": {
+        "name": "Acme",
         "slug": "acme",
         "domain": "acme.test",
         "data_root": "/data",
@@ -28,6 +29,7 @@ PILLAR = {
     },
     "services": {"vault": {"port": 8202}},
     "vault": read_yaml(CHECKOUT / "salt/vault/defaults.yaml")["vault"],
+    "nginx": read_yaml(CHECKOUT / "salt/nginx/defaults.yaml")["nginx"],
 }
 STATES = [
     ("release_installed", ["/opt", "1.2.3", "src", "hash"], "release_present", "install_release"),

@@ -168,7 +168,8 @@ def test_a_model_of_a_stopped_instance_is_not_missing(monkeypatch, tmp_path):
 
 
 def test_a_measured_model_that_is_pulled_again_is_not_measured_again(monkeypatch):
-    functions = {"benchmark.to_be_pulled": lambda: ["A:1", "b:1", "c:1"], "benchmark.plan": lambda: {"measure": {}}}
+    plan = {"measure": {}, "recommended": {}, "memory": []}
+    functions = {"benchmark.to_be_pulled": lambda: ["A:1", "b:1", "c:1"], "benchmark.plan": lambda: plan}
     pillar = {"selection": {"all_metrics": {"a:1": {}}, "excluded": {"c:1": "same weights as a:1"}}}
     for name, value in (("salt", functions), ("pillar", pillar), ("opts", {"test": True})):
         monkeypatch.setattr(benchmark_state, f"__{name}__", value, raising=False)
