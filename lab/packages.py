@@ -17,9 +17,10 @@ NGINX = (
     "libnginx-mod-http-lua",
     "libnginx-mod-http-ndk",
     "lua-cjson",
-    "luajit",
-    "libluajit-5.1-2",
-    "libluajit-5.1-common",
+    # OpenResty's branch: the module and lua-resty-core ask for its functions.
+    "luajit2",
+    "libluajit2-5.1-2",
+    "libluajit2-5.1-common",
     "lua-resty-core",
     "lua-resty-lrucache",
     "libpcre3",
@@ -39,7 +40,9 @@ def step() -> Step:
 
 def fresh() -> str | None:
     """Why they need not be unpacked again."""
-    return "Debian's packages, unpacked" if (nginx_root() / "usr/sbin/nginx").exists() else None
+    noted = nginx_root() / "packages"
+    made_of_these = noted.exists() and noted.read_text() == " ".join(NGINX)
+    return "Debian's packages, unpacked" if made_of_these else None
 
 
 def unpack() -> str:
@@ -55,6 +58,7 @@ def unpack() -> str:
     run(["apt-get", "-qq", "download", *NGINX], cwd=work, log="apt")
     for package in sorted(work.glob("*.deb")):
         run(["dpkg-deb", "-x", package, tree])
+    (tree / "packages").write_text(" ".join(NGINX))
     shutil.rmtree(nginx_root(), ignore_errors=True)
     nginx_root().parent.mkdir(parents=True, exist_ok=True)
     tree.rename(nginx_root())
