@@ -153,6 +153,8 @@ def _differences(instance: str, warmup: str) -> dict[str, Any]:
         if __opts__["test"] and _down(instance) and __salt__["service.enabled"](unit):
             return {}
         _await_warmup(unit, instance)
+    elif __opts__["test"] and _restarts(instance):
+        return {instance: {"old": "loaded", "new": "loaded again: its warm-up is not the one wanted"}}
     return __salt__["model_slots.differences"](instance)
 
 
@@ -166,6 +168,13 @@ def _holds(path: str, wanted: dict[str, Any]) -> bool:
 
 def _down(instance: str) -> bool:
     return not __salt__["service.status"](__pillar__["ollama"]["instances"][instance]["unit"])
+
+
+def _restarts(instance: str) -> bool:
+    """Return whether this dry run has found that the instance's service would be started again."""
+    unit = __pillar__["ollama"]["instances"][instance]["unit"]
+    rows = globals().get("__running__", {}).items()  # Salt gives it to the states of a run
+    return any(row["result"] is None and key.split("_|-")[::2] == ["service", unit] for key, row in rows)
 
 
 def _await_warmup(unit: str, instance: str) -> None:

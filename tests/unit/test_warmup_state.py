@@ -174,3 +174,19 @@ def test_a_measured_model_that_is_pulled_again_is_not_measured_again(monkeypatch
     for name, value in (("salt", functions), ("pillar", pillar), ("opts", {"test": True})):
         monkeypatch.setattr(benchmark_state, f"__{name}__", value, raising=False)
     assert benchmark_state.measured("x")["changes"] == {"b:1": "to be measured once it is pulled"}
+
+
+@pytest.mark.parametrize(("result", "again"), [(None, True), (True, False)])
+def test_a_restart_with_another_warm_up_brings_the_models_back_later(monkeypatch, tmp_path, result, again):
+    """The service's own state, earlier in the same dry run, says whether it would be restarted."""
+    functions = {
+        "model_slots.warmup_settings": lambda _: {"load": ["slot-1"]},
+        "model_slots.differences": lambda _: {},
+    }
+    pillar = {"selection": {"slot1_general": "a:1"}, "ollama": {"instances": {"node1": {"unit": "ollama.service"}}}}
+    rows = {"service_|-ollama-node1_|-ollama.service_|-running": {"result": result}}
+    given = {"salt": functions, "pillar": pillar, "opts": {"test": True}, "running": rows}
+    for name, value in given.items():
+        monkeypatch.setattr(state, f"__{name}__", value, raising=False)
+    (tmp_path / "warmup.json").write_text("{}")
+    assert bool(state.served("node1", str(tmp_path / "warmup.json"))["changes"]) is again
