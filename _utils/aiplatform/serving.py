@@ -261,9 +261,9 @@ class Serving:
 
     def _take_back(self, resident: Resident, wrong: Sequence[Alias]) -> None:
         """Take away what was tried in vain, as far as the instance lets it be: the first error is the one to tell."""
-        self._store.refresh()
-        weights = self._weights(resident)
         with suppress(OllamaError, WaitTimeoutError):
+            self._store.refresh()
+            weights = self._weights(resident)
             if wrong and weights and weights not in self._in_use():
                 self._unload(weights)
                 self._await(lambda: weights not in self._loaded(), "the new model to be unloaded again")

@@ -210,6 +210,10 @@ def test_a_recommended_model_stays_only_where_it_earns_a_slot(host, instances, m
     assert benchmark_state.measured("all")["changes"] == {}
     assert pulled == ["better:1"]
     host.pillar["benchmark"] = settings_of
+    # Its figures are kept, and would win by speed alone once the floor is down again: the next tests are not about it.
+    path = host.folder / "state/results.json"
+    records = json.loads(path.read_text())
+    path.write_text(json.dumps({key: row for key, row in records.items() if row["model"] != "better:1"}))
 
 
 def test_other_conditions_are_measured_again(host):
