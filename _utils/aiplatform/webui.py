@@ -178,6 +178,8 @@ def _models(settings: Settings) -> dict[str, Any]:
         # Each model is for everybody who has a role; without this, users see none.
         "BYPASS_MODEL_ACCESS_CONTROL": True,
         "DEFAULT_MODELS": model,
+        # Otherwise each question from the browser carries tools, and a model that was not made for them refuses it.
+        "DEFAULT_MODEL_PARAMS": {"function_calling": "legacy"},
         # What is generated beside an answer is asked of a resident model, or not at all.
         "TASK_MODEL": model,
         "ENABLE_TITLE_GENERATION": wanted["titles"],

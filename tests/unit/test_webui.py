@@ -111,3 +111,7 @@ def test_no_secret_is_in_the_environment_that_docker_shows(pillar):
 def test_the_sign_on_is_found_at_the_proxy(pillar):
     assert webui.known_hosts(pillar) == {"idm.example.com": "192.0.2.30"}
     assert webui.proxies(pillar) == ["192.0.2.30"]
+
+
+def test_a_question_carries_no_tools_that_its_model_may_not_know(pillar):
+    assert json.loads(webui.environment(pillar, BUNDLE)["DEFAULT_MODEL_PARAMS"]) == {"function_calling": "legacy"}
