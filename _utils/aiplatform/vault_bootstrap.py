@@ -279,10 +279,9 @@ class Bootstrap:
 
     def _fill(self) -> None:
         """Compare with the master's narrow login; take root rights only for what that login may not write."""
-        keys = self.store.read(KEYS) or {}
         client = self._master_login()
         if client is None or self._differs(client):
-            with self._root(keys) as root:
+            with root_rights(self.url, self.trust, self.store) as root:
                 self.changes |= vault_content.settings(root, self.wanted, test=False)
                 self._register(root)
         client = client or self._master_login()
@@ -310,41 +309,49 @@ class Bootstrap:
         vault_content.register_login(root, self.login["secret_id"])
         self.changes["login of the master"] = {"old": None, "new": "registered"}
 
-    @contextmanager
-    def _root(self, keys: Mapping[str, Any]) -> Iterator[hvac.Client]:
-        """Give root rights: the initial token, one that the operator left, or one made from the key shares."""
-        token = keys.get("root_token") or (self.store.read_text(ROOT_TOKEN) or "").strip()
-        if token and vault.token_works(self.url, self.trust, token):
-            # It is revoked in _forget_root, after everything that needs it has been done.
-            yield vault.connect(self.url, self.trust, token)
-        elif keys.get("encrypted"):
-            raise PlatformError(
-                "Vault's settings differ from pillar, and the key shares are encrypted to people",
-                where=self.url,
-                expected="a root token for this run",
-                hint=f"make one with `vault operator generate-root`, put it into {self.store.path / ROOT_TOKEN} "
-                "(mode 0600) and run again; it is revoked and deleted afterwards",
-            )
-        else:
-            with vault.root_for_a_moment(self.url, self.trust, keys["keys"]) as client:
-                yield client
-
     def _forget_root(self) -> None:
-        """Revoke root tokens that lie in the key store, then forget them."""
-        keys = self.store.read(KEYS)
-        if keys and keys.get("root_token"):
-            self._revoke(keys["root_token"])
-            self.store.write(KEYS, keys | {"root_token": None})
-            self.changes["root token"] = {"old": "valid", "new": "revoked"}
-        left = self.store.read_text(ROOT_TOKEN)
-        if left:
-            self._revoke(left.strip())
-            self.store.remove(ROOT_TOKEN)
+        if forget_root(self.url, self.trust, self.store):
             self.changes["root token"] = {"old": "valid", "new": "revoked"}
 
-    def _revoke(self, token: str) -> None:
-        if vault.token_works(self.url, self.trust, token):
-            vault.revoke(vault.connect(self.url, self.trust, token))
+
+@contextmanager
+def root_rights(url: str, trust: str, store: KeyStore) -> Iterator[hvac.Client]:
+    """Give root rights: the initial token, one that the operator left, or one made from the key shares.
+
+    A token that lies in the key store is revoked by ``forget_root``, after everything that needs it has been done.
+
+    Raises ``PlatformError`` where the key shares are encrypted to people and they left no token.
+    """
+    keys = store.read(KEYS) or {}
+    token = keys.get("root_token") or (store.read_text(ROOT_TOKEN) or "").strip()
+    if token and vault.token_works(url, trust, token):
+        yield vault.connect(url, trust, token)
+    elif keys.get("encrypted"):
+        raise PlatformError(
+            "Vault's settings differ from pillar, and the key shares are encrypted to people",
+            where=url,
+            expected="a root token for this run",
+            hint=f"make one with `vault operator generate-root`, put it into {store.path / ROOT_TOKEN} "
+            "(mode 0600) and run again; it is revoked and deleted afterwards",
+        )
+    else:
+        with vault.root_for_a_moment(url, trust, keys["keys"]) as client:
+            yield client
+
+
+def forget_root(url: str, trust: str, store: KeyStore) -> bool:
+    """Revoke root tokens that lie in the key store, then forget them. Returns whether there was one."""
+    keys = store.read(KEYS)
+    initial = keys and keys.get("root_token")
+    left = (store.read_text(ROOT_TOKEN) or "").strip()
+    for token in filter(None, (initial, left)):
+        if vault.token_works(url, trust, token):
+            vault.revoke(vault.connect(url, trust, token))
+    if keys and initial:
+        store.write(KEYS, keys | {"root_token": None})
+    if left:
+        store.remove(ROOT_TOKEN)
+    return bool(initial or left)
 
 
 def unseal(client: hvac.Client, keys: Mapping[str, Any], store: KeyStore) -> bool:

@@ -84,6 +84,12 @@ def _fill(client: hvac.Client, mount: str, path: str, keys: Mapping[str, str], t
     return made
 
 
+def read(client: hvac.Client, mount: str, path: str) -> dict[str, Any]:
+    """Return the keys of a path with their values; {} where nothing was written yet."""
+    with reported(f"reading {mount}/{path}", client.url):
+        return _read(client, mount, path)[0]
+
+
 def put(client: hvac.Client, mount: str, path: str, values: Mapping[str, str], test: bool = False) -> Changes:
     """Give keys of a path these values, which are no secrets; the path's other keys stay as they are.
 

@@ -15,6 +15,9 @@ from aiplatform.vault_pki import Authority
 MASTER_MOUNT = "approle"
 MASTER_ROLE = "salt-master"
 MINION_MOUNT = "salt-minions"
+# People's login by Keycloak, and its one role.
+OIDC_MOUNT = "oidc"
+OIDC_ROLE = "default"
 # Every minion's policy is named POLICY_PREFIX/<minion id>; the master may hand out no others.
 POLICY_PREFIX = "ai-platform"
 AUTOMATION_POLICY = "salt-automation"
@@ -170,6 +173,7 @@ def master(services_role: str, authority: Authority | None = None) -> str:
             _rule(f"{own}/{MASTER_ROLE}", "read"),
             _rule(f"{own}/{MASTER_ROLE}/role-id", "read"),
             _rule(f"{own}/{services_role}", "read"),
+            *(_rule(f"auth/{OIDC_MOUNT}/{path}", "read") for path in ("config", f"role/{OIDC_ROLE}")),
             *([_rules(vault_pki.rules(master=True))] if authority else []),
         ]
     )

@@ -299,7 +299,7 @@ POINTS = {
     "after the master's login": (vault_content, "register_login", 1, "after"),
     "between two secrets": (vault_content, "_fill", 2, "before"),
     "before the root token's end": (vault_bootstrap.Bootstrap, "_forget_root", 1, "before"),
-    "after the root token's end": (vault_bootstrap.Bootstrap, "_revoke", 1, "after"),
+    "after the root token's end": (vault, "revoke", 1, "after"),
 }
 
 

@@ -34,6 +34,7 @@ ITEMS = {
     "OCL": 7,
     "NGX": 6,
     "DNS": 4,
+    "OID": 4,
     "SEC": 9,
     "TAG": 5,
     "DEF": 42,

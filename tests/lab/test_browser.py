@@ -1,0 +1,216 @@
+"""What people see: sign-on, a question, a document, signing out; and Vault's sign-on for administrators.
+
+A real browser on the workstation, through the platform's names, its authority's TLS and its proxy.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from selenium.webdriver.common.keys import Keys
+
+from tests.lab import browser
+from tests.lab.test_chat import in_container
+
+DOMAIN = "lab.internal"
+CHAT = f"https://ollama-ui.{DOMAIN}/"
+VAULT = f"https://vault.{DOMAIN}/v1"
+PEOPLE = {"lab-user": ["ai-user"], "lab-admin": ["ai-admin"], "lab-nobody": []}
+CURL = ("curl", "--silent", "--max-time", "30", "--config", "-", "--write-out", "\n%{http_code}", "--cacert")
+CALLBACK = "http://localhost:8250/oidc/callback"
+FILE = Path("/tmp/lighthouse.txt")
+DOCUMENT = "The lighthouse of Marrow Point was painted green in 1931 by Ottoline Brask."
+
+FORGET = """
+import asyncio, sys
+from open_webui.models.auths import Auths
+from open_webui.models.users import Users
+
+async def forget():
+    found = [user for email in sys.argv[1:] if (user := await Users.get_user_by_email(email))]
+    return [await Auths.delete_auth_by_id(user.id) for user in found]
+
+print("FORGOTTEN", asyncio.run(forget()))
+"""
+
+
+@pytest.fixture(scope="module")
+def desk(workstation, master):
+    """The workstation with a browser that trusts the platform."""
+    browser.install(workstation)
+    browser.trust(workstation, master.salt("nginx_proxy", "platform_ca.certificate")["nginx_proxy"])
+    browser.start_driver(workstation)
+    workstation.run(f"echo {quoted(DOCUMENT)} > {FILE}")
+    yield workstation
+    browser.stop_driver(workstation)
+
+
+@pytest.fixture(scope="module")
+def passwords(ai_server):
+    """One person a role, gone afterwards; their passwords by name."""
+    found = {name: secrets.token_urlsafe(16) for name in PEOPLE}
+    forget(ai_server)
+    write(ai_server, {name: {"password": found[name], "roles": roles} for name, roles in PEOPLE.items()})
+    yield found
+    write(ai_server, dict.fromkeys(PEOPLE))
+    forget(ai_server)
+
+
+def forget(ai_server) -> None:
+    """Take their accounts out of the chat, which knows a person by what Keycloak numbered them."""
+    assert in_container(ai_server, FORGET, "FORGOTTEN", *(f"{name}@{DOMAIN}" for name in PEOPLE))
+
+
+def write(ai_server, people: dict) -> None:
+    script = Path(__file__).with_name("people.py").read_text()
+    ai_server.run(f"/opt/salt/bin/python -W ignore -c {quoted(script)} <<'PEOPLE'\n{json.dumps(people)}\nPEOPLE")
+
+
+def quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+@pytest.fixture
+def person(desk, passwords):
+    """A browser; ``enter(name)`` signs a person on to the chat."""
+    with browser.Browser() as found:
+
+        def enter(name: str) -> browser.Browser:
+            found.driver.get(CHAT)
+            found.click("//button[contains(., 'Continue with')]")
+            found.find("#username")
+            found.picture("sign-on")
+            found.identify(name, passwords[name])
+            return found
+
+        found.enter = enter
+        yield found
+
+
+def test_a_user_asks_and_reads_the_answer_as_it_comes(person):
+    page = person.enter("lab-user")
+    page.find("#chat-input").send_keys("Say hello in five words.", Keys.ENTER)
+    seen = answers(page)
+    page.picture("answer")
+    assert len(seen) > 1, f"the answer came at once and not in a stream: {seen}"
+    assert "not support" not in seen[-1]
+
+
+def test_a_user_finds_what_a_document_says_and_signs_out(person):
+    page = person.enter("lab-user")
+    upload(page)
+    page.find("#chat-input").send_keys("Who painted the lighthouse of Marrow Point?", Keys.ENTER)
+    answers(page)
+    assert "lighthouse.txt" in cited(page)
+    page.picture("document")
+    assert "Admin Panel" not in menu(page)
+    page.click("//*[contains(text(), 'Sign Out')]")
+    page.reads("Continue with", "signed out", "logged out")
+    page.picture("signed-out")
+    page.driver.get(CHAT)
+    page.find("//button[contains(., 'Continue with')]")
+
+
+def upload(page) -> None:
+    """Give a new chat a document, and wait until it was read."""
+    page.find("#chat-input")
+    page.driver.find_element("css selector", "input[type=file]:not([accept])").send_keys(str(FILE))
+    page.reads(FILE.name)
+
+
+def cited(page) -> str:
+    """What the page shows once the sources of the answer are opened."""
+    page.click("//button[contains(., 'Source')]")
+    return page.reads(FILE.name)
+
+
+def answers(page) -> list[str]:
+    """The texts of the answer as it grows, until it is complete."""
+    seen: list[str] = []
+
+    def complete() -> bool:
+        text = page.driver.find_element("css selector", ".chat-assistant").text.strip()
+        if text and text not in seen:
+            seen.append(text)
+        return bool(page.driver.find_elements("css selector", "[aria-label='Regenerate']"))
+
+    page.until(complete, "complete answer", browser.ANSWER)
+    return seen
+
+
+def menu(page) -> str:
+    page.click("[aria-label='User menu']")
+    return page.reads("Sign Out")
+
+
+def test_an_administrator_administers(person):
+    page = person.enter("lab-admin")
+    page.find("#chat-input")
+    page.driver.get(f"{CHAT}admin/users")
+    page.reads("lab-user", "lab-admin")
+    page.picture("administrator")
+
+
+def test_whoever_has_no_role_is_refused_and_told(person):
+    page = person.enter("lab-nobody")
+    page.reads("do not have permission")
+    page.picture("refused")
+    page.driver.get(CHAT)
+    page.find("//button[contains(., 'Continue with')]")
+
+
+# -- Vault: as its command line does it, with the browser for Keycloak's part --------------------------------------
+
+
+@pytest.fixture
+def sign_in_to_vault(desk, master, passwords):
+    """``sign_in(name)`` returns status and reply of Vault to what Keycloak said of that person."""
+    authority = "/tmp/vault-sign-on-ca.pem"
+    pem = master.salt("nginx_proxy", "platform_ca.certificate")["nginx_proxy"]
+    desk.run(f"cat > {authority} <<'PEM'\n{pem}PEM")
+
+    def ask(path: str, *more: str, token: str = "") -> tuple[int, dict]:
+        config = f'header = "X-Vault-Token: {token}"' if token else ""
+        argv = " ".join(quoted(word) for word in (*CURL, authority, *more, f"{VAULT}/{path}"))
+        out = desk.run(f"{argv} <<'CONFIG'\n{config}\nCONFIG").stdout
+        body, _, status = out.rpartition("\n")
+        return int(status), json.loads(body)
+
+    def sign_in(name: str) -> tuple[int, dict]:
+        nonce = secrets.token_hex(8)
+        order = {"role": "default", "redirect_uri": CALLBACK, "client_nonce": nonce}
+        url = ask("auth/oidc/oidc/auth_url", "--data", json.dumps(order))[1]["data"]["auth_url"]
+        with browser.Browser() as page:
+            page.driver.get(url)
+            page.identify(name, passwords[name])
+            # Here the command line would listen.
+            back = page.until(lambda: page.driver.current_url, "way back", good=lambda url: url.startswith(CALLBACK))
+        said = {key: value[0] for key, value in parse_qs(urlsplit(back).query).items()}
+        return ask(f"auth/oidc/oidc/callback?state={said['state']}&code={said['code']}&client_nonce={nonce}")
+
+    sign_in.ask = ask
+    return sign_in
+
+
+def test_an_administrator_signs_in_to_vault_and_reads_a_secret(sign_in_to_vault):
+    status, reply = sign_in_to_vault("lab-admin")
+    assert status == 200, reply.get("errors")
+    assert "vault-admin" in reply["auth"]["policies"]
+    assert reply["auth"]["lease_duration"] == 4 * 3600
+    status, reply = sign_in_to_vault.ask("secret/data/ai-platform/openwebui", token=reply["auth"]["client_token"])
+    assert (status, "secret_key" in reply["data"]["data"]) == (200, True)
+
+
+@pytest.mark.parametrize("name", ["lab-user", "lab-nobody"])
+def test_nobody_else_signs_in_to_vault(sign_in_to_vault, name):
+    status, reply = sign_in_to_vault(name)
+    assert status == 400
+    assert "/realm_access/roles" in reply["errors"][0]
+
+
+def test_a_second_set_up_changes_nothing(master):
+    assert master.runner("vault_oidc.configure")["changes"] == {}
