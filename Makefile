@@ -43,9 +43,10 @@ lab-shell: $(READY) ## a root shell on HOST= (salt_master)
 master: ## make this server the Salt master of one's own hosts (root)
 	@etc/install-master.sh
 
-soak: lab ## 10,000 hostile requests; twenty rotations under load (docs/rotation-soak.json)
+soak: lab ## 10,000 hostile requests; twenty rotations under load (docs/rotation-soak.json); binding; make lab killed
 	@AI_PLATFORM_HOSTILE=10000 $(PYTEST) tests/lab/test_edge.py -k hostile -s
 	@ROTATIONS=20 ROTATION_RESULTS=docs/rotation-soak.json $(PYTEST) tests/lab/test_rotation.py -k "answer or locked or first_token or waiting"
+	@$(PYTEST) tests/soak
 
 lint: $(READY) ## every linter
 	@tests/lint.sh

@@ -1,0 +1,1 @@
+"""What takes long, or a quiet machine: `make soak`, on a lab that is up."""
