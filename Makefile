@@ -45,8 +45,8 @@ master: ## make this server the Salt master of one's own hosts (root)
 
 soak: lab ## 10,000 hostile requests; twenty rotations under load (docs/rotation-soak.json); binding; make lab killed
 	@AI_PLATFORM_HOSTILE=10000 $(PYTEST) tests/lab/test_edge.py -k hostile -s
-	@ROTATIONS=20 ROTATION_RESULTS=docs/rotation-soak.json $(PYTEST) tests/lab/test_rotation.py -k "answer or locked or first_token or waiting"
-	@$(PYTEST) tests/soak
+	@ROTATIONS=20 ROTATION_RESULTS=docs/rotation-soak.json $(PYTEST) tests/soak/test_rotation.py
+	@$(PYTEST) tests/soak/test_binding.py tests/soak/test_interrupted.py
 
 lint: $(READY) ## every linter
 	@tests/lint.sh
