@@ -92,7 +92,7 @@ def test_the_search_finds_what_is_there(master, ai_server):
     master.salt("ai_server", "test.echo", canary)
     try:
         with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(ai_server.run, ["python3", "-c", "import time; time.sleep(6)", canary])
+            running = pool.submit(ai_server.run, ["python3", "-c", "import time; time.sleep(25)", canary])
             found = search(ai_server, {"canary": canary}, *PLACES, seconds=3)
             running.result()
         places = {place for _, place in found}
