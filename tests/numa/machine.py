@@ -35,8 +35,8 @@ NODE_MIB = 1024
 DISK_MIB = 2048
 START_SECONDS = 10
 # Ten seconds and less on a machine with nothing else to do.
-BOOT_SECONDS = 240
-COMMAND_SECONDS = 240
+BOOT_SECONDS = 360
+COMMAND_SECONDS = 300
 
 
 def base_recipe() -> str:

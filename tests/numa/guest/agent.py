@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 PLATFORM = Path("/opt/platform")
-LOAD_SECONDS = 200
+LOAD_SECONDS = 280
 
 
 def shell(line: str) -> dict:
