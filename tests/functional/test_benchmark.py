@@ -68,7 +68,7 @@ def host(instances, checkout, tmp_path_factory):
     """The modules and states, bound to a host that has these instances."""
     folder = tmp_path_factory.mktemp("host")
     pillar = settings.effective(yaml.safe_load(PILLAR), checkout / "salt")
-    pillar |= {"selection": {}}
+    pillar |= {"selection": {}, "origins": {}}
     pillar["benchmark"] |= {"state_dir": str(folder / "state"), "report_dir": str(folder / "reports")}
     pillar["ollama"]["api_host"] = "127.0.0.1"
     for name, client in instances.items():
@@ -81,7 +81,7 @@ def host(instances, checkout, tmp_path_factory):
     }
     units = {pillar["ollama"]["instances"][name]["unit"]: client.process for name, client in instances.items()}
     called = {
-        "numa.plan": lambda sizes=None: threads,
+        "numa.plan": lambda sizes=None: {n: row | {"node": None, "memory": 64 << 30} for n, row in threads.items()},
         "cp.get_file_str": lambda _: suite,
         "service.available": lambda _: False,
         "service.show": lambda unit: {"MainPID": str(units[unit])},
@@ -270,10 +270,10 @@ def test_slots_are_served_as_predicted_and_stay_so(host, instances):
 
 
 def test_a_slot_that_waits_for_its_rotation_is_not_loaded(host):
-    host.pillar["slots"][6]["model"] = "gemma:test"
+    host.pillar["slots"][6] |= {"model": "gemma:test", "force": True}
     host.pillar["selection"] |= {"slot1_general": None}
     rows = {row["name"]: row["loaded"] for row in model_slots.status()}
-    host.pillar["slots"][6]["model"] = None
+    host.pillar["slots"][6] |= {"model": None, "force": False}
     host.pillar["selection"] |= {"slot1_general": "gemma:test"}
     assert rows == {"slot-3": True, "slot-6": False}
 
