@@ -60,6 +60,7 @@ def instances(tmp_path_factory):
         make_model(first, "gemma:test")
         first.copy("gemma:test", "gemma-copy")
         add_noise(first)
+        first.store = folder / "models"
         yield {"node1": first, "node0": second}
 
 
@@ -70,7 +71,7 @@ def host(instances, checkout, tmp_path_factory):
     pillar = settings.effective(yaml.safe_load(PILLAR), checkout / "salt")
     pillar |= {"selection": {}, "origins": {}}
     pillar["benchmark"] |= {"state_dir": str(folder / "state"), "report_dir": str(folder / "reports")}
-    pillar["ollama"]["api_host"] = "127.0.0.1"
+    pillar["ollama"] |= {"api_host": "127.0.0.1", "models_dir": str(instances["node1"].store)}
     for name, client in instances.items():
         pillar["ollama"]["instances"][name]["port"] = urlsplit(client.base_url).port
     suite = (checkout / "benchmarks/models/suite.yaml").read_text()
