@@ -31,7 +31,8 @@ def command() -> list[str]:
 
         salt ai_server openwebui.command
     """
-    serve = ["python3", "-m", "uvicorn", "platform_app:app", "--host", "0.0.0.0", "--port", "8080"]  # noqa: S104
+    every = "0.0.0.0"  # noqa: S104 (within the container; Docker publishes on one address of the host)
+    serve = ["python3", "-m", "uvicorn", "platform_app:app", "--host", every, "--port", "8080"]
     return [*serve, "--forwarded-allow-ips", ",".join(webui.proxies(__pillar__)) or "127.0.0.1"]
 
 

@@ -33,8 +33,9 @@ def key(model: Mapping[str, Any], request: Mapping[str, Any]) -> str:
     """
     told = {name: value for name, value in request.items() if name not in ("model", "stream", "keep_alive")}
     identity = [model.get(part) for part in ("modelfile", "parameters", "template", "system")]
-    # The name in the modelfile's comments is not what answers.
-    identity[0] = "\n".join(line for line in str(identity[0]).splitlines() if not line.startswith("#"))
+    # The name in the modelfile's comments is not what answers; Ollama lists parameters in a new order each time.
+    lines = str(identity[0]).splitlines()
+    identity[0] = "\n".join(line for line in lines if not line.startswith(("#", "PARAMETER ")))
     identity[1] = sorted(str(identity[1] or "").split("\n"))
     return hashlib.sha256(json.dumps([identity, told], sort_keys=True).encode()).hexdigest()
 

@@ -129,7 +129,7 @@ class Caller:
         length = _length(request)
         try:
             answer = self._kept(model, body) or self._answered(operation, model, body, limits, deadline, on_text)
-        except Exception as err:
+        except Exception as err:  # whatever it is, it is counted, and raised to the caller
             self.metrics.failed(operation, model, time.monotonic() - started, err, prompt_length=length)
             raise
         answer = replace(answer, seconds=time.monotonic() - started)
@@ -178,7 +178,7 @@ class Caller:
         started, length = time.monotonic(), sum(map(len, texts))
         try:
             vectors = self.again(lambda left: self.client.embed(model, texts, limits=left, **fields), deadline)
-        except Exception as err:
+        except Exception as err:  # whatever it is, it is counted, and raised to the caller
             self.metrics.failed("embed", model, time.monotonic() - started, err, prompt_length=length)
             raise
         self.metrics.succeeded(

@@ -25,6 +25,7 @@ MIB = 1 << 20
 # Where a container finds the files of its formula, and in them the settings that are secret.
 FILES = "/run/platform"
 SECRETS = f"{FILES}/secrets.env"
+TMP = "/tmp"  # noqa: S108 (a tmpfs of each container's own)
 _SOURCE = 'set -eu; set -a; . "$0"; set +a; exec "$@"'
 _REDACTED_LENGTH = 8
 
@@ -73,7 +74,7 @@ def specification(settings: Settings, name: str, image: str, **wanted: Any) -> P
         "environment": [f"{key}={value}" for key, value in sorted((wanted.get("environment") or {}).items())],
         "ports": [_port(entry) for entry in wanted.get("publish") or []],
         "mounts": _mounts(wanted),
-        "tmpfs": {path: _tmpfs(options) for path, options in (wanted.get("tmpfs") or {"/tmp": ""}).items()},  # noqa: S108
+        "tmpfs": {path: _tmpfs(options) for path, options in (wanted.get("tmpfs") or {TMP: ""}).items()},
         "root": "writable" if wanted.get("writable_root") else "read-only",
         "capabilities": sorted(wanted.get("cap_add") or []),
         "limits": _limits(settings, wanted),

@@ -23,7 +23,7 @@ BY_PIECES = "pieces"
 
 
 class Instance(Protocol):
-    """What measuring needs of ``aiplatform.ollama.Client``, which says what each method does."""
+    """What measuring needs of ``aiplatform.ollama.Client``, which says what each method does (hence each noqa)."""
 
     def load(self, model: str, *, options: Mapping[str, Any], keep_alive: float, limits: Limits) -> None: ...  # noqa: D102
     def unload(self, model: str, *, limits: Limits = ...) -> None: ...  # noqa: D102

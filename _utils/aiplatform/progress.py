@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from typing import Any
 
+from aiplatform import measure_progress
 from aiplatform.outcome import changed_ids, failures_of, notices_of, states_of
 from aiplatform.phases import STATE, Step
 
@@ -25,6 +26,7 @@ class Lines:
         self._started = started
         self._jobs: dict[str, float] = {}
         self._waiting: dict[tuple[str, str], float] = {}
+        self._news: dict[str, str] = {}
 
     def of(self, tag: str, data: Mapping[str, Any], now: float) -> str:
         """Return the line for one event; empty where it says nothing about this deploy.
@@ -34,6 +36,8 @@ class Lines:
         now
             The time in seconds, on the clock of ``started``.
         """
+        if news := measure_progress.line(tag, data):
+            self._news[str(data.get("id"))] = news
         phase = self._phase(data)
         if not phase:
             return ""
@@ -48,9 +52,14 @@ class Lines:
         return ""
 
     def waiting(self, now: float) -> str:
-        """Return a line about what the deploy waits for; empty where that is nothing."""
+        """Return a line about what the deploy waits for; empty where that is nothing.
+
+        With it comes the latest that each host has told of its pulling and measuring since the line before.
+        """
         names = ", ".join(f"{phase} on {host}" for phase, host in self._waiting)
-        return f"{self._clock(now)} still at work: {names}" if names else ""
+        told = "; ".join([names, *self._news.values()])
+        self._news.clear()
+        return f"{self._clock(now)} still at work: {told}" if names else ""
 
     def _phase(self, data: Mapping[str, Any]) -> str:
         function = str(data.get("fun", ""))

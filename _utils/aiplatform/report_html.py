@@ -40,8 +40,7 @@ def page(made: Mapping[str, Any], plots: Mapping[str, Plot] | None, state_tree: 
         headline=report.headline(made),
         slots=made["slots"],
         sections=report.sections(made),
-        # What matplotlib has drawn escapes its texts itself.
-        plots={name: replace(plot, svg=Markup(plot.svg)) for name, plot in (plots or {}).items()},  # noqa: S704
+        plots={name: replace(plot, svg=Markup(plot.svg)) for name, plot in (plots or {}).items()},  # noqa: S704 (matplotlib escapes its texts)
         no_plots="" if plots is not None else NO_PLOTS,
         forms={section.title: _forms(section) for section in report.sections(made)},
     )

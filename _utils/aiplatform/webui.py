@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aiplatform import services, slots
+from aiplatform.containers import TMP
 from aiplatform.errors import NotFoundError
 
 Settings = Mapping[str, Any]
@@ -111,8 +112,8 @@ def _general(settings: Settings) -> dict[str, Any]:
         "CORS_ALLOW_ORIGIN": url,
         "DATA_DIR": DATA,
         # Written at each start; the root file system is read-only.
-        "STATIC_DIR": "/tmp/static",  # noqa: S108 (a tmpfs of the container's own)
-        "HOME": "/tmp",  # noqa: S108
+        "STATIC_DIR": f"{TMP}/static",
+        "HOME": TMP,
         "PYTHONPATH": "/run/platform",
         # Nothing leaves the building.
         "OFFLINE_MODE": True,

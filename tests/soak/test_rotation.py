@@ -201,8 +201,7 @@ def test_an_instance_that_is_stopped_comes_back(master, ai_server):
     rows = slots(master)
     assert rows["slot-1"]["loaded"], "one instance that is down does not hide the other's slots"
     assert not rows["slot-3"]["loaded"]
-    loaded = lambda: all(row["loaded"] for row in slots(master).values())  # noqa: E731
-    until(loaded, 180, 1, "all slots loaded again")
+    until(lambda: all(row["loaded"] for row in slots(master).values()), 180, 1, "all slots loaded again")
 
 
 def test_status_says_all_of_each_slot(master):

@@ -50,8 +50,9 @@ def test_what_does_not_change_an_answer_does_not_tell_them_apart():
     base = answer_cache.key(MODEL, REQUEST)
     assert answer_cache.key(MODEL, REQUEST | {"stream": True, "keep_alive": -1, "model": "alias"}) == base
     assert answer_cache.key(MODEL | {"modelfile": "# FROM alias\n" + MODEL["modelfile"].strip()}, REQUEST) == base
-    two = MODEL | {"parameters": "a 1\nb 2"}
-    assert answer_cache.key(two, REQUEST) == answer_cache.key(MODEL | {"parameters": "b 2\na 1"}, REQUEST)
+    two = MODEL | {"modelfile": "FROM /blobs/sha256-aa\nPARAMETER a 1\nPARAMETER b 2", "parameters": "a 1\nb 2"}
+    other = MODEL | {"modelfile": "FROM /blobs/sha256-aa\nPARAMETER b 2\nPARAMETER a 1", "parameters": "b 2\na 1"}
+    assert answer_cache.key(two, REQUEST) == answer_cache.key(other, REQUEST)
 
 
 def test_the_least_recently_used_goes_first():

@@ -45,7 +45,10 @@ def master(checkout, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "__opts__", opts, raising=False)
     monkeypatch.setattr(runner, "__salt__", {"salt.execute": execute}, raising=False)
     monkeypatch.setattr(runner, "__context__", {}, raising=False)
-    loaded = lambda _: pillar | {"selection": settings.selection([str(tmp_path)])}  # noqa: E731
+
+    def loaded(_):
+        return pillar | {"selection": settings.selection([str(tmp_path)])}
+
     monkeypatch.setattr(runner.settings, "load", loaded)
     monkeypatch.setattr(runner.measure_progress, "shown", lambda _: contextlib.nullcontext())
     # What the plots look like is tests/unit/test_report.py.

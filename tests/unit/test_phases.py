@@ -55,7 +55,19 @@ def test_vault_and_docker_run_side_by_side(graph):
 def test_what_needs_a_phase_waits_for_its_last_step(graph):
     steps = by_id(phases.plan(graph, HOSTS))
     assert steps["vault vault_server.bootstrap"].require == ("vault",)
-    assert steps["ollama"].require == ("vault vault_server.bootstrap",)
+    assert steps["ollama"].require == ("docker", "vault vault_server.bootstrap")
+
+
+def test_nothing_else_is_at_work_on_the_host_that_measures(graph):
+    steps = by_id(phases.plan(graph, HOSTS))
+    before = _all_required("benchmark", steps)
+    after = {name for name in steps if "benchmark" in _all_required(name, steps)}
+    assert [name for name in steps if "ai_server" in steps[name].hosts and name not in before | after] == ["benchmark"]
+
+
+def _all_required(name, steps):
+    direct = steps[name].require
+    return {*direct}.union(*(_all_required(need, steps) for need in direct))
 
 
 def test_a_phase_left_out_is_looked_through(graph):

@@ -79,3 +79,13 @@ def test_what_is_waited_for_is_said(lines):
     assert "vault on ai_server" in lines.waiting(105)
     lines.of("salt/job/1/ret/ai_server", returned({}), 106)
     assert lines.waiting(107) == ""
+
+
+def test_what_a_host_told_of_its_measuring_is_said_once(lines):
+    begun(lines)
+    event = {"instance": "node0", "model": "m:1", "test": "debug", "tests_done": 3, "tests": 14, "done": False}
+    event |= {"tokens_per_second": 18.5, "seconds_left": 60}
+    told = {"id": "ai_server", "data": event}
+    assert lines.of("ai_platform/benchmark/progress", told, 101) == ""
+    assert "vault on ai_server; ai_server: node0: m:1: debug (3 of 14), 18.5 tokens/s" in lines.waiting(105)
+    assert "node0" not in lines.waiting(130)

@@ -288,7 +288,10 @@ class TestBeacon:
         monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
         httpserver.expect_request("/v1/sys/seal-status").respond_with_json({"initialized": True, "sealed": True})
         plain = vault_sealed.requests.get
-        get = lambda url, **kwargs: plain(url.replace("https:", "http:"), **kwargs)  # noqa: E731
+
+        def get(url, **kwargs):
+            return plain(url.replace("https:", "http:"), **kwargs)
+
         monkeypatch.setattr(vault_sealed.requests, "get", get)
         assert vault_sealed.beacon([{"port": httpserver.port}]) == [{"tag": "sealed"}]
 

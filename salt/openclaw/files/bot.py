@@ -189,6 +189,7 @@ class Bot:
         try:
             answer = await self._model.answer([*system, *conversation.messages, asked])
         except (httpx.HTTPError, ValueError) as err:
+            # No traceback: it tells an operator nothing more.
             log.error("No answer from %s: %s: %s", self._settings.model, type(err).__name__, err)  # noqa: TRY400
             return APOLOGY
         if not answer.strip():
@@ -314,6 +315,7 @@ def main(path: str) -> int:
             bootstrap_retries=-1, allowed_updates=[Update.MESSAGE], drop_pending_updates=False
         )
     except InvalidToken:
+        # No traceback: it tells nothing more, and may hold the token.
         log.error("Telegram does not know this token: put the one of @BotFather into Vault, and deploy again")  # noqa: TRY400
         return 1
     return 0

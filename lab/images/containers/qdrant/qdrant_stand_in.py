@@ -335,7 +335,7 @@ class Handler(BaseHTTPRequestHandler):
             status, result = 500, Refused(500, f"Service internal error: {err}")
         self._reply(status, result)
 
-    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _serve  # noqa: N815
+    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _serve  # noqa: N815 (the names that http.server calls)
 
     def _body(self) -> Body:
         length = int(self.headers.get("Content-Length") or 0)
