@@ -30,7 +30,8 @@ def steps(phases: list[str] | None = None, limit: list[str] | None = None) -> li
     """
     tables.hush()
     deploy.Lock(Path(__opts__["cachedir"])).take("state.orchestrate orch.deploy")
-    rows = graph.load(graph.find(__opts__["file_roots"]["base"]))
+    path = graph.find(__opts__["file_roots"]["base"])
+    rows = graph.load(path, first=not __pillar__.get("selection"))
     planned = graph.plan(rows, __pillar__["platform"]["hosts"], phases or [], limit or [])
     hosts = sorted({host for step in planned for host in step.hosts})
     missing = deploy.without_key(hosts, salt.key.Key(__opts__).list_keys()["minions"])

@@ -273,7 +273,7 @@ def _report_folder(pillar: dict[str, Any]) -> Path:
 
 def _deploy(only: list[str], limit: list[str], test: bool, fresh: bool) -> dict[str, Any]:
     pillar = settings.load(__opts__)
-    graph = phases.load(phases.find(__opts__["file_roots"]["base"]))
+    graph = phases.load(phases.find(__opts__["file_roots"]["base"]), first=not pillar.get("selection"))
     record = deploying.Record(Path(__opts__["cachedir"]))
     inputs = deploying.fingerprint(pillar, [*__opts__["file_roots"]["base"], *__opts__.get("runner_dirs", [])])
     scope = deploying.Scope(inputs, limit, _keys(limit or list(pillar["platform"]["hosts"])))

@@ -48,13 +48,16 @@ def find(file_roots: Sequence[str]) -> Path:
     raise PlatformError("The graph of phases is not there", where=", ".join(file_roots), expected="orch/phases.yaml")
 
 
-def load(path: Path) -> dict[str, Phase]:
+def load(path: Path, first: bool = False) -> dict[str, Phase]:
     """Return the graph in ``path``, in an order in which every phase follows what it needs.
+
+    first
+        The benchmark has not chosen yet: what a row names as ``first_after`` is needed too.
 
     Raises ``PlatformError`` where a phase needs an unknown one, or itself by a detour.
     """
     rows = settings.read_yaml(path)
-    phases = {name: _phase(name, row) for name, row in rows.items()}
+    phases = {name: _phase(name, row, first) for name, row in rows.items()}
     for phase in phases.values():
         check_names(phase.needs, phases, f"{path}: {phase.name}.needs")
     try:
@@ -66,9 +69,10 @@ def load(path: Path) -> dict[str, Phase]:
         ) from err
 
 
-def _phase(name: str, row: Mapping[str, Any]) -> Phase:
+def _phase(name: str, row: Mapping[str, Any], first: bool) -> Phase:
     steps = tuple((kind, str(target)) for step in row["steps"] for kind, target in step.items())
-    return Phase(name, row["about"], tuple(row["roles"]), tuple(row["needs"]), steps)
+    needs = (*row["needs"], *(row.get("first_after", []) if first else []))
+    return Phase(name, row["about"], tuple(row["roles"]), needs, steps)
 
 
 def check_names(names: Iterable[str], known: Iterable[str], where: str) -> None:

@@ -163,7 +163,7 @@ def test_a_deploy_runs_every_phase(orchestrated, pillar, tmp_path):
     (tmp_path / settings.SELECTION_FILE).write_text('{"slot1_general": "a:1"}')
     answer = runner.deploy()
     assert (answer["retcode"], answer["resumed"], answer["failures"]) == (0, [], [])
-    graph = phases.load(phases.find([str(CHECKOUT / "salt")]))
+    graph = phases.load(phases.find([str(CHECKOUT / "salt")]), first=True)
     assert orchestrated["asked"] == [{"test": None, "phases": list(graph), "limit": []}]
     assert {row["phase"] for row in answer["phases"]} >= {"preflight", "models", "verify"}
     assert answer["slots"] == [{"slot": 1, "instance": "node1", "kind": "general", "model": "a:1"}]
