@@ -73,16 +73,18 @@ def wanted(settings: Mapping[str, Any], authority: str) -> SignOn:
 
 
 def authority(client: hvac.Client, settings: Mapping[str, Any]) -> str:
-    """Return the authority (PEM) of the public names, as the host of Vault should trust it.
+    """Return the authority (PEM) of the public names, as the host of Vault should trust it; empty where there is none.
 
     client
         Any login; Vault shows its authority to everybody.
     """
     certificate = settings["nginx"]["certificate"]
     if certificate["mode"] != "vault":
-        return f"{certificate['authority'].strip()}\n" if certificate["authority"] else ""
-    with reported("reading the authority of the public names", client.url):
-        return f"{vault_pki.certificate(client).strip()}\n"
+        found = certificate["authority"] or ""
+    else:
+        with reported("reading the authority of the public names", client.url):
+            found = vault_pki.certificate(client)
+    return f"{found.strip()}\n" if found.strip() else ""
 
 
 def differences(client: hvac.Client, sign_on: SignOn) -> Changes:
