@@ -1,0 +1,29 @@
+"""The GPUs of this host."""
+
+from __future__ import annotations
+
+from aiplatform import gpu
+
+
+def found() -> list[str]:
+    """Return the vendors, of nvidia and amd, whose driver is loaded.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server gpu.found
+    """
+    return gpu.found()
+
+
+def used() -> bool:
+    """Return whether the native instances of Ollama reach GPU devices, by pillar ``ollama:gpu`` and the driver.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server gpu.used
+    """
+    return gpu.used(__pillar__["ollama"]["gpu"])

@@ -1,0 +1,26 @@
+"""Which kinds of GPU a host can compute on: those whose driver is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# A driver's own trace. The device nodes of NVIDIA's are made by the first program that asks for them.
+TRACES = {"nvidia": ("proc/driver/nvidia/version", "dev/nvidiactl"), "amd": ("dev/kfd",)}
+
+
+def found(root: Path = Path("/")) -> list[str]:
+    """Return the vendors, of nvidia and amd, whose driver is loaded.
+
+    root
+        Where ``proc`` and ``dev`` are.
+    """
+    return [vendor for vendor, traces in TRACES.items() if any((root / trace).exists() for trace in traces)]
+
+
+def used(wanted: str | bool, root: Path = Path("/")) -> bool:
+    """Return whether a service is to reach GPU devices.
+
+    wanted
+        true, false, or auto: where a driver is found.
+    """
+    return bool(found(root)) if wanted == "auto" else wanted is True
