@@ -84,10 +84,12 @@ def certificate_reason() -> str:
 
         salt nginx_proxy nginx.certificate_reason
     """
-    certificate, key = (_text(Path(path)) for path in sites.certificate_paths(__pillar__))
+    paths = [Path(path) for path in sites.certificate_paths(__pillar__)]
+    certificate, key = (_text(path) for path in paths)
     settings, names = __pillar__["nginx"]["certificate"], sites.names(__pillar__)
     if settings["mode"] == "files":
-        return proxy_tls.problem(certificate, key, names, datetime.datetime.now(datetime.UTC))
+        unusable = proxy_tls.problem(certificate, key, names, datetime.datetime.now(datetime.UTC))
+        return unusable or proxy_tls.untrusted(*paths, settings["authority"] or "")
     if not key:
         return "no key is in place"
     request = vault_tls.request(key, names[0])
@@ -111,7 +113,8 @@ def obtain_certificate() -> bool:
             where=f"{path} and {key_path}",
             expected=f"a certificate for {', '.join(sites.names(__pillar__))}, and its key",
             actual=certificate_reason(),
-            hint="put both there; or set pillar nginx:certificate:mode to vault",
+            hint="put both there; the certificate of an authority of your own belongs into pillar "
+            "nginx:certificate:authority; or set nginx:certificate:mode to vault",
         )
     names = sites.names(__pillar__)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import ssl
 from collections.abc import Iterable
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+# More than a handshake has.
+TURNS = 8
 PUBLIC = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
@@ -36,6 +40,36 @@ def problem(certificate: str | None, key: str | None, names: Iterable[str], now:
         return f"it has ended on {present.not_valid_after_utc:%Y-%m-%d}"
     missing = [name for name in names if not _covers(_names(present), name)]
     return f"it is not valid for {', '.join(missing)}" if missing else ""
+
+
+def untrusted(certificate: Path, key: Path, authority: str) -> str:
+    """Say why a client of this site would not trust a certificate; empty where it would. Names are not looked at.
+
+    certificate, key
+        The files; intermediate authorities follow in the certificate's.
+    authority
+        A certificate (PEM) that clients trust besides those that this host trusts; may be empty.
+
+    A server and a client shake hands in memory, so that what counts is what a client does.
+    """
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    client.check_hostname = False
+    try:
+        server.load_cert_chain(certificate, key)
+        if authority.strip():
+            client.load_verify_locations(cadata=authority)
+    except (ssl.SSLError, OSError) as err:
+        return f"it cannot be loaded: {err}"
+    asked, answered = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = client.wrap_bio(answered, asked), server.wrap_bio(asked, answered, server_side=True)
+    for end in ends * TURNS:
+        try:
+            end.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+        except ssl.SSLCertVerificationError as err:
+            return f"its issuer is not trusted: {err.verify_message}"
+    return ""
 
 
 def _names(certificate: x509.Certificate) -> list[str]:

@@ -123,6 +123,25 @@ def test_an_operators_certificate_that_does_not_serve_is_refused(vault):
     assert not vault.asked
 
 
+@pytest.mark.parametrize(
+    ("trusted", "expected"),
+    [("its own", ""), (None, "its issuer is not trusted"), ("another", "its issuer is not trusted")],
+)
+def test_an_operators_certificate_is_one_that_clients_trust(vault, tmp_path, trusted, expected):
+    key, other = vault_tls.new_key(), vault_tls.new_key()
+    authority = vault_tls.authority(other, "the operator's")
+    signed = vault_tls.sign(vault_tls.request(key, "a"), other, authority, nginx.sites.names(vault.pillar), 5)
+    paths = {"certificate": str(tmp_path / "own.crt"), "key": str(tmp_path / "own.key")}
+    for path, text in zip(paths.values(), (signed, key), strict=True):
+        (tmp_path / path).write_text(text)
+    known = {"its own": authority, "another": vault_tls.authority(vault_tls.new_key(), "another"), None: None}
+    vault.pillar["nginx"]["certificate"] |= {"mode": "files", "authority": known[trusted]} | paths
+    answer = states.certificate_valid("x")
+    assert answer["result"] is not bool(expected)
+    assert expected in answer["comment"]
+    assert answer["changes"] == {}
+
+
 # -- keys ---------------------------------------------------------------------------------------------------------
 
 
