@@ -13,6 +13,7 @@ import dns.rcode
 import dns.rdatatype
 
 from aiplatform import services, zone
+from aiplatform.files import text_of
 from aiplatform.vault_keys import write_durably
 
 ASK_SECONDS = 3
@@ -51,7 +52,7 @@ def zone_changes() -> dict[str, Any]:
 
         salt coredns_host coredns.zone_changes
     """
-    before = _text()
+    before = text_of(zone_file())
     return zone.changes(before, _edited(before), __pillar__["platform"]["domain"])
 
 
@@ -64,7 +65,7 @@ def write_zone() -> bool:
 
         salt coredns_host coredns.write_zone
     """
-    write_durably(Path(zone_file()), _edited(_text()).encode(), 0o644)
+    write_durably(Path(zone_file()), _edited(text_of(zone_file())).encode(), 0o644)
     return True
 
 
@@ -99,7 +100,7 @@ def wrong() -> dict[str, Any]:
         salt coredns_host coredns.wrong
     """
     domain = __pillar__["platform"]["domain"]
-    serial = zone.serial(_text(), domain)
+    serial = zone.serial(text_of(zone_file()), domain)
     found: dict[str, Any] = {}
     for tcp, protocol in ((False, "udp"), (True, "tcp")):
         soa = query(domain, "SOA", tcp)
@@ -111,13 +112,6 @@ def wrong() -> dict[str, Any]:
             if sorted(told) != sorted(addresses):
                 found[f"{label}.{domain} by {protocol}"] = {"old": told, "new": addresses}
     return found
-
-
-def _text() -> str:
-    try:
-        return Path(zone_file()).read_text()
-    except FileNotFoundError:
-        return ""
 
 
 def _edited(text: str) -> str:

@@ -20,6 +20,7 @@ from saltext.vault.utils.vault.exceptions import VaultException, VaultNotFoundEr
 from aiplatform import api_keys as keys
 from aiplatform import proxy_tls, sites, vault_pki, vault_tls
 from aiplatform.errors import PlatformError
+from aiplatform.files import text_of
 from aiplatform.vault_keys import write_durably
 from aiplatform.wait import until
 
@@ -85,7 +86,7 @@ def certificate_reason() -> str:
         salt nginx_proxy nginx.certificate_reason
     """
     paths = [Path(path) for path in sites.certificate_paths(__pillar__)]
-    certificate, key = (_text(path) for path in paths)
+    certificate, key = (text_of(path) for path in paths)
     settings, names = __pillar__["nginx"]["certificate"], sites.names(__pillar__)
     if settings["mode"] == "files":
         unusable = proxy_tls.problem(certificate, key, names, datetime.datetime.now(datetime.UTC))
@@ -118,7 +119,7 @@ def obtain_certificate() -> bool:
         )
     names = sites.names(__pillar__)
     path.parent.mkdir(parents=True, exist_ok=True)
-    key = _text(key_path) or vault_tls.new_key()
+    key = text_of(key_path) or vault_tls.new_key()
     write_durably(key_path, key.encode(), 0o600)
     signed = _signed(vault_tls.request(key, names[0]), names)
     if not vault_tls.matches(signed, key):
@@ -200,7 +201,7 @@ def api_keys_current() -> bool:
 
         salt nginx_proxy nginx.api_keys_current
     """
-    return _text(KEYS) == _written(api_keys())
+    return text_of(KEYS) == _written(api_keys())
 
 
 def refresh_api_keys() -> bool:
@@ -342,10 +343,3 @@ def reload() -> bool:
     files = wanted()
     until(lambda: loaded() == files, LOAD_SECONDS, 0.1, f"NGINX to load {CONFIG}; see {sites.LOGS}/error.log")
     return True
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return ""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from aiplatform import vault_pki
 from aiplatform.errors import PlatformError
+from aiplatform.files import text_of
 
 FILE = Path("/etc/ai-platform/ca.pem")
 # By family: where the host's own trust takes further authorities from, what then makes the bundle, and the bundle.
@@ -69,10 +70,10 @@ def trusted() -> bool:
     """
     wanted = certificate()
     anchor, _, store = STORES[__grains__["os_family"]]
-    files = [_text(FILE), _text(anchor)]
+    files = [text_of(FILE), text_of(anchor)]
     if not wanted:
         return files == ["", ""]
-    return files == [wanted, wanted] and wanted.strip() in _text(Path(store))
+    return files == [wanted, wanted] and wanted.strip() in text_of(Path(store))
 
 
 def trust() -> bool:
@@ -97,10 +98,3 @@ def trust() -> bool:
     if done["retcode"]:
         raise PlatformError("The host's bundle of authorities was not made", where=command[0], actual=done["stderr"])
     return True
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return ""

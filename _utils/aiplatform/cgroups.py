@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from aiplatform.files import kernel_text
+
 CGROUPS = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
 # Version 1 writes "no limit" as the greatest number of whole pages; no machine has this much (1 EiB).
@@ -28,9 +30,9 @@ def limits(pid: int = 1, proc: Path = PROC, cgroups: Path = CGROUPS) -> Limits:
     :param cgroups: where the groups are mounted.
     """
     cpus, memory = [], []
-    for folder in _folders(_text(proc / str(pid) / "cgroup"), cgroups):
+    for folder in _folders(kernel_text(proc / str(pid) / "cgroup"), cgroups):
         cpus.append(_cpus(folder))
-        memory.append(_number(_text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes")))
+        memory.append(_number(kernel_text(folder / "memory.max") or kernel_text(folder / "memory.limit_in_bytes")))
     return Limits(
         min((found for found in cpus if found), default=None),
         min((found for found in memory if found and found < NO_LIMIT), default=None),
@@ -48,9 +50,9 @@ def _folders(listing: str, cgroups: Path) -> Iterator[Path]:
 
 
 def _cpus(folder: Path) -> float | None:
-    quota, _, period = _text(folder / "cpu.max").partition(" ")
-    quota = quota or _text(folder / "cpu.cfs_quota_us")
-    period = period or _text(folder / "cpu.cfs_period_us")
+    quota, _, period = kernel_text(folder / "cpu.max").partition(" ")
+    quota = quota or kernel_text(folder / "cpu.cfs_quota_us")
+    period = period or kernel_text(folder / "cpu.cfs_period_us")
     allowed, window = _number(quota), _number(period)
     return allowed / window if allowed and window else None
 
@@ -58,10 +60,3 @@ def _cpus(folder: Path) -> float | None:
 def _number(text: str) -> int | None:
     """``max`` and -1 are no limit."""
     return int(text) if text.isdecimal() else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except OSError:
-        return ""

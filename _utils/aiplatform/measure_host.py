@@ -16,6 +16,8 @@ from statistics import mean
 from types import TracebackType
 from typing import Any
 
+from aiplatform.files import kernel_text
+
 PROC = Path("/proc")
 CPUS = Path("/sys/devices/system/cpu")
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -44,9 +46,9 @@ def read(cpus: Collection[int], server: int, proc: Path = PROC, sysfs: Path = CP
     server
         The process whose work, with that of all its descendants, is no disturbance; 0: it is not known.
     """
-    busy, steal = _cpu_seconds(_text(proc / "stat"), cpus)
-    stalled = _STALLED.search(_text(proc / "pressure/memory"))
-    counts = (_text(sysfs / f"cpu{cpu}/thermal_throttle/{name}") for cpu in cpus for name in _THROTTLES)
+    busy, steal = _cpu_seconds(kernel_text(proc / "stat"), cpus)
+    stalled = _STALLED.search(kernel_text(proc / "pressure/memory"))
+    counts = (kernel_text(sysfs / f"cpu{cpu}/thermal_throttle/{name}") for cpu in cpus for name in _THROTTLES)
     return Reading(
         at=time.monotonic(),
         busy=busy,
@@ -55,13 +57,6 @@ def read(cpus: Collection[int], server: int, proc: Path = PROC, sysfs: Path = CP
         stalled=int(stalled.group(1)) / 1e6 if stalled else 0.0,
         throttled=sum(int(text or 0) for text in counts),
     )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def _cpu_seconds(stat: str, cpus: Collection[int]) -> tuple[float, float]:
@@ -81,10 +76,10 @@ def family_seconds(server: int, proc: Path = PROC) -> float:
     seconds, family = 0.0, [server]
     for pid in family:
         # The name in parentheses may hold anything, spaces and parentheses too.
-        fields = _text(proc / str(pid) / "stat").rpartition(")")[2].split()
+        fields = kernel_text(proc / str(pid) / "stat").rpartition(")")[2].split()
         seconds += sum(int(number) for number in fields[11:15]) / TICKS
         for task in (proc / str(pid) / "task").glob("*"):
-            family += [int(child) for child in _text(task / "children").split()]
+            family += [int(child) for child in kernel_text(task / "children").split()]
     return seconds
 
 
@@ -175,7 +170,7 @@ class Clock:
 
     def _watch(self, end: threading.Event) -> None:
         while not end.wait(CLOCK_SECONDS):
-            self._seen.append(float(_text(self._path) or 0))
+            self._seen.append(float(kernel_text(self._path) or 0))
 
     def stop(self) -> None:
         """End, and keep the fastest mean of all tests so far."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from aiplatform.cgroups import Limits
 from aiplatform.errors import PlatformError
+from aiplatform.files import kernel_text
 
 SYSFS = Path("/sys/devices/system")
 PROC = Path("/proc")
@@ -114,35 +115,30 @@ def topology(sysfs: Path = SYSFS, allowed: Collection[int] | None = None, proc: 
     :param proc: where ``meminfo`` is, for a kernel without NUMA.
     :raises NumaError: no CPU at all can be read there.
     """
-    online = set(parse_list(_text(sysfs / "cpu/online")))
+    online = set(parse_list(kernel_text(sysfs / "cpu/online")))
     if not online:
         raise NumaError("No CPUs can be read", where=str(sysfs / "cpu/online"), expected="a list such as 0-7")
-    present = set(parse_list(_text(sysfs / "cpu/present"))) or online
+    present = set(parse_list(kernel_text(sysfs / "cpu/present"))) or online
     usable = online if allowed is None else online & set(allowed)
     cores = {cpu: _core(sysfs, cpu) for cpu in online}
     found = Topology({}, cores, tuple(sorted(present - online)))
     folders = {int(path.name[4:]): path for path in (sysfs / "node").glob("node[0-9]*")}
     if not folders:
-        node = _node(found, 0, usable, _text(proc / "meminfo"))
+        node = _node(found, 0, usable, kernel_text(proc / "meminfo"))
         return Topology({0: node}, cores, found.offline, numa=False)
     nodes = {
-        number: _node(found, number, usable & set(parse_list(_text(path / "cpulist"))), _text(path / "meminfo"))
+        number: _node(
+            found, number, usable & set(parse_list(kernel_text(path / "cpulist"))), kernel_text(path / "meminfo")
+        )
         for number, path in sorted(folders.items())
     }
     return Topology(nodes, cores, found.offline)
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii")
-    except OSError:
-        return ""
-
-
 def _core(sysfs: Path, cpu: int) -> int:
     """Return the lowest CPU of this CPU's core; itself where the kernel does not tell."""
     folder = sysfs / f"cpu/cpu{cpu}/topology"
-    siblings = parse_list(_text(folder / "core_cpus_list") or _text(folder / "thread_siblings_list"))
+    siblings = parse_list(kernel_text(folder / "core_cpus_list") or kernel_text(folder / "thread_siblings_list"))
     return min(siblings, default=cpu)
 
 
@@ -330,7 +326,7 @@ def runners(server: int, proc: Path = PROC) -> dict[int, str]:
     """Return the model runners of an Ollama server: {pid: path of the weights blob}."""
     found = {}
     for folder in proc.glob("[0-9]*"):
-        words = _text_of(folder / "cmdline").split("\0")
+        words = kernel_text(folder / "cmdline").split("\0")
         if "runner" in words[1:] and "--model" in words[:-1] and _parent(folder) == server:
             found[int(folder.name)] = words[words.index("--model") + 1]
     return found
@@ -350,7 +346,7 @@ def residency(pid: int, node: int | None, proc: Path = PROC) -> dict[str, Any]:
             "The memory of a process cannot be read", where=f"{proc}/{pid}/numa_maps", actual=err.strerror
         ) from err
     total = sum(held.values())
-    status = _text_of(proc / str(pid) / "status")
+    status = kernel_text(proc / str(pid) / "status")
     cpus = re.search(r"^Cpus_allowed_list:\s*(\S+)", status, re.MULTILINE)
     share = held.get(node, 0) / total if node is not None and total else None
     return {"pid": pid, "cpus": cpus.group(1) if cpus else "", "bytes": held, "local_share": share}
@@ -375,13 +371,6 @@ def evict(path: Path) -> int:
         os.close(handle)
 
 
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8", "replace")
-    except OSError:  # the process ended meanwhile
-        return ""
-
-
 def _parent(folder: Path) -> int:
-    found = re.search(r"^PPid:\s*(\d+)", _text_of(folder / "status"), re.MULTILINE)
+    found = re.search(r"^PPid:\s*(\d+)", kernel_text(folder / "status"), re.MULTILINE)
     return int(found.group(1)) if found else 0

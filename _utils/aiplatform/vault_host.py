@@ -14,6 +14,7 @@ from typing import Any
 
 from aiplatform import vault_tls
 from aiplatform.errors import PlatformError
+from aiplatform.files import text_of
 from aiplatform.release import ARCHITECTURES
 from aiplatform.vault_keys import sync_directory, write_durably
 from aiplatform.vault_policy import certificate_names, end, url
@@ -177,10 +178,7 @@ def install_certificate(tls_dir: Path, certificate: str) -> None:
 
 def storage_id(data_dir: Path) -> str:
     """Return the identity of a storage; empty where it has none yet."""
-    try:
-        return (data_dir / STORAGE_ID).read_text().strip()
-    except FileNotFoundError:
-        return ""
+    return text_of(data_dir / STORAGE_ID).strip()
 
 
 def mark_storage(data_dir: Path) -> str:

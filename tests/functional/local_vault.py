@@ -7,7 +7,11 @@ import os
 import signal
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from aiplatform import vault, vault_host, vault_policy
 from aiplatform.settings import read_yaml
@@ -22,6 +26,20 @@ MINION = "ai_server"
 # Loopback, but not the address that the second listener has.
 ADDRESS = "127.0.0.2"
 LOGIN = {"role_id": "salt-master", "secret_id": "5" * 64}
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[LocalVault]:
+    """A Vault that runs and was never initialised; it is stopped at the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        server = LocalVault(folder, binary())
+        patch.setattr("aiplatform.vault_host.TLS_DIR", server.tls)
+        server.prepare()
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 def binary() -> Path:

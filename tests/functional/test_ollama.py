@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
-import json
 import re
-import threading
 
 import pytest
 
@@ -16,6 +13,7 @@ from aiplatform import instances, numa, ollama
 from aiplatform.settings import read_yaml
 from lab import models
 from tests.conftest import CHECKOUT
+from tests.functional import slot_server
 from tests.functional.local_ollama import make_model, serving, weights
 from tests.functional.local_server import free_port
 
@@ -147,38 +145,6 @@ def _servers(client):
             continue
 
 
-class Registry(http.server.BaseHTTPRequestHandler):
-    """As much of a registry as a pull asks for: manifests and blobs."""
-
-    blobs: dict[str, bytes]
-    manifest: bytes
-
-    def do_HEAD(self):
-        self.do_GET(body=False)
-
-    def do_GET(self, body=True):
-        found = self.blobs.get(self.path.rpartition("/")[2].removesuffix("?"))
-        if self.path == "/v2/library/small/manifests/1":
-            found = self.manifest
-        if found is None:
-            self.send_error(404)
-            return
-        first, last = 0, len(found) - 1
-        if "Range" in self.headers:
-            first, last = (int(part or last) for part in self.headers["Range"].removeprefix("bytes=").split("-"))
-        part = found[first : last + 1]
-        self.send_response(206 if "Range" in self.headers else 200)
-        self.send_header("Content-Length", str(len(part)))
-        # Ollama asks for it even where nothing is redirected.
-        self.send_header("Location", "?")
-        self.end_headers()
-        if body:
-            self.wfile.write(part)
-
-    def log_message(self, *_):
-        """Quiet."""
-
-
 @pytest.fixture
 def registry():
     """A registry with the model ``library/small:1``."""
@@ -194,14 +160,8 @@ def registry():
         "layers": entries[:1],
     }
     blobs = dict(zip(digests, (layer, config), strict=True))
-    handler = type("Handler", (Registry,), {"blobs": blobs, "manifest": json.dumps(manifest).encode()})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with slot_server.registry(blobs, {"library/small:1": manifest}) as address:
+        yield address
 
 
 def test_pull_from_a_plain_registry_by_host_and_port(client, registry):

@@ -18,33 +18,24 @@ from _beacons import vault_sealed
 from aiplatform import vault, vault_bootstrap, vault_content, vault_keys
 from aiplatform.errors import PlatformError
 from aiplatform.wait import until
-from tests.functional.local_vault import LOGIN, LocalVault, binary
+from tests.functional.local_vault import LOGIN, running
 
 GENERATED = ("ollama", "keycloak", "openwebui", "vault-oidc", "databases")
 
 
 @pytest.fixture
-def fresh(tmp_path, monkeypatch):
+def fresh(tmp_path):
     """A Vault that runs and was never initialised."""
-    server = LocalVault(tmp_path, binary())
-    monkeypatch.setattr("aiplatform.vault_host.TLS_DIR", server.tls)
-    server.prepare()
-    server.start()
-    yield server
-    server.stop()
+    with running(tmp_path) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory):
     """A Vault after its bootstrap, for tests that only look."""
-    with pytest.MonkeyPatch.context() as patch:
-        server = LocalVault(tmp_path_factory.mktemp("vault"), binary())
-        patch.setattr("aiplatform.vault_host.TLS_DIR", server.tls)
-        server.prepare()
-        server.start()
+    with running(tmp_path_factory.mktemp("vault")) as server:
         server.first_changes = server.bootstrap().run()
         yield server
-        server.stop()
 
 
 def test_first_run_does_everything_and_the_second_nothing(ready):

@@ -10,23 +10,16 @@ from hvac.exceptions import Forbidden
 from aiplatform import services, settings, vault_bootstrap, vault_content, vault_oidc
 from aiplatform.errors import PlatformError
 from tests.conftest import CHECKOUT
-from tests.functional.local_vault import LocalVault, binary
+from tests.functional.local_vault import running
 
 PATH = "acme/vault-oidc"
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        found = LocalVault(tmp_path_factory.mktemp("vault"), binary())
-        patch.setattr("aiplatform.vault_host.TLS_DIR", found.tls)
-        found.prepare()
-        found.start()
-        try:
-            found.bootstrap().run()
-            yield found
-        finally:
-            found.stop()
+    with running(tmp_path_factory.mktemp("vault")) as found:
+        found.bootstrap().run()
+        yield found
 
 
 @pytest.fixture

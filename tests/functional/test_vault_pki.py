@@ -9,23 +9,16 @@ from cryptography import x509
 from hvac.exceptions import Forbidden, InvalidRequest
 
 from aiplatform import vault_pki, vault_policy, vault_tls
-from tests.functional.local_vault import LocalVault, binary
+from tests.functional.local_vault import running
 
 NAMES = ("ollama-api.acme.test", "vault.acme.test")
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        found = LocalVault(tmp_path_factory.mktemp("vault"), binary())
-        patch.setattr("aiplatform.vault_host.TLS_DIR", found.tls)
-        found.prepare()
-        found.start()
-        try:
-            found.first = run(found)
-            yield found
-        finally:
-            found.stop()
+    with running(tmp_path_factory.mktemp("vault")) as found:
+        found.first = run(found)
+        yield found
 
 
 def run(server, names=NAMES, test=False):
