@@ -17,7 +17,7 @@ benchmark:
     10.89.77.10:5000/library/gemma3-270m:q4_k_m: general
     10.89.77.10:5000/library/gemma3-270m:q8_0: general
     10.89.77.10:5000/library/gemma3-270m:f16: general
-  num_predict: 24
+  num_predict: 40
   repeats: 2
   # The machine is never quiet: other hosts of the lab, and whoever works on it, are on the same CPUs.
   disturbance: {repeats: 1, max_steal: 0.3, max_others: 0.5}
