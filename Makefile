@@ -43,8 +43,9 @@ lab-shell: $(READY) ## a root shell on HOST= (salt_master)
 master: ## make this server the Salt master of one's own hosts (root)
 	@etc/install-master.sh
 
-soak: lab ## 10,000 hostile requests; twenty rotations under load (docs/rotation-soak.json); binding; make lab killed
-	@AI_PLATFORM_HOSTILE=10000 $(PYTEST) tests/lab/test_edge.py -k hostile -s
+soak: lab ## 10,000 hostile requests; servers killed; twenty rotations under load; binding; make lab killed (results in docs)
+	@HOSTILE_RESULTS=docs/hostile-soak.json $(PYTEST) tests/soak/test_hostile.py
+	@FAILURES=docs $(PYTEST) tests/soak/test_failures.py
 	@ROTATIONS=20 ROTATION_RESULTS=docs/rotation-soak.json $(PYTEST) tests/soak/test_rotation.py
 	@$(PYTEST) tests/soak/test_binding.py tests/soak/test_interrupted.py
 

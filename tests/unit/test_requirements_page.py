@@ -35,6 +35,7 @@ ITEMS = {
     "NGX": 6,
     "DNS": 4,
     "OID": 4,
+    "VER": 13,
     "SEC": 9,
     "TAG": 5,
     "DEF": 42,
