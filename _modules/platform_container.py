@@ -6,13 +6,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import docker
 import docker.errors
 
-from aiplatform import containers, wait
+from aiplatform import containers, docker_engine, wait
 from aiplatform.errors import NotFoundError, PlatformError
 
-SOCKET = "/var/run/docker.sock"
 LOG_LINES = 20
 TIMEOUT = 120
 
@@ -64,7 +62,7 @@ def answers() -> bool:
 
         salt ai_server platform_container.answers
     """
-    if not Path(SOCKET).exists():
+    if not Path(docker_engine.SOCKET).exists():
         return False
     try:
         return bool(_engine().ping())
@@ -323,15 +321,95 @@ def create_network(name: str, bridge: str, subnet: str | None = None) -> bool:
     return True
 
 
+def publishers(port: int) -> list[str]:
+    """Return the names of the containers that publish a TCP port of this host.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server platform_container.publishers 11434
+    """
+    return sorted(
+        row["Names"][0].lstrip("/")
+        for row in _engine().containers()
+        if any(entry.get("PublicPort") == port and entry["Type"] == "tcp" for entry in row["Ports"])
+    )
+
+
+def labelled(label: str) -> dict[str, str]:
+    """Return the containers that carry a label, stopped ones too: ``{name: value of the label}``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server platform_container.labelled ai-platform.ollama
+    """
+    rows = _engine().containers(all=True, filters={"label": label})
+    return {row["Names"][0].lstrip("/"): row["Labels"][label] for row in rows}
+
+
+def execute(name: str, argv: list[str], environment: dict[str, str] | None = None) -> dict[str, Any]:
+    """Run a command in a container, without a shell; returns its exit code and what it printed.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server platform_container.execute ollama '[ollama, list]'
+    """
+    engine = _engine()
+    try:
+        made = engine.exec_create(name, argv, environment=environment)
+        printed = engine.exec_start(made["Id"])
+        return {
+            "retcode": engine.exec_inspect(made["Id"])["ExitCode"],
+            "output": printed.decode(errors="replace"),
+        }
+    except docker.errors.APIError as err:
+        raise PlatformError("The command cannot be run in the container", where=name, actual=err.explanation) from err
+
+
+def usage(name: str) -> dict[str, Any]:
+    """Return what a running container uses now, as Docker counts it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server platform_container.usage ollama
+    """
+    return dict(_engine().stats(name, stream=False, one_shot=True))
+
+
+def runtimes() -> list[str]:
+    """Return the runtimes that the engine has, such as ``runc`` and ``nvidia``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server platform_container.runtimes
+    """
+    return sorted(_engine().info().get("Runtimes") or {})
+
+
+def stop(name: str) -> bool:
+    """Stop a container and leave it there.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server platform_container.stop ollama
+    """
+    try:
+        _engine().stop(name)
+    except docker.errors.NotFound as err:
+        raise NotFoundError("There is no such container", where=name, actual=err.explanation) from err
+    return True
+
+
 def _engine() -> Any:
-    """Return a client of the engine; one for the run, since it asks the engine's version first."""
-    if "platform_container.engine" not in __context__:
-        try:
-            __context__["platform_container.engine"] = docker.APIClient(
-                base_url=f"unix://{SOCKET}", version="auto", timeout=TIMEOUT
-            )
-        except docker.errors.DockerException as err:
-            raise PlatformError(
-                "Docker does not answer", where=SOCKET, actual=str(err), hint="salt-call state.apply docker"
-            ) from err
-    return __context__["platform_container.engine"]
+    return docker_engine.client(__context__)

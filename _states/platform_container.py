@@ -31,6 +31,12 @@ def running(
     nofile: int | None = None,
     shm_mib: int | None = None,
     stop_timeout: int | None = None,
+    memory_reservation_mib: int | None = None,
+    cpus: float | None = None,
+    gpus: int | str | None = None,
+    labels: dict[str, str] | None = None,
+    restart: str | None = None,
+    log_options: dict[str, str] | None = None,
     writable_root: bool = False,
     timeout: float = 120,
 ) -> dict[str, Any]:
@@ -79,10 +85,20 @@ def running(
         ``{<folder>: <mount options>}`` in place of the one at /tmp.
 
     health
-        ``test`` (a list, or a text for a shell), ``interval``, ``timeout``, ``start_period`` (seconds), ``retries``.
+        ``test`` (a list, or a text for a shell), ``interval``, ``timeout``, ``start_period`` (seconds), ``retries``;
+        ``start_interval`` while it starts, where the engine knows that (version 25).
 
     hosts
         ``{name: address}``: names that it finds besides ``host.docker.internal``.
+
+    memory_reservation_mib, cpus
+        What it keeps when the host's memory runs short, in MiB; how many CPUs' time it gets at most.
+
+    gpus
+        How many of NVIDIA's devices it gets, or ``all``.
+
+    labels, restart, log_options
+        Further labels; in place of pillar ``containers``: when it is started again, how much log is kept.
 
     cap_add, pids, nofile, shm_mib, network, stop_timeout, writable_root
         What it needs beyond the defaults in pillar ``containers``.
@@ -143,6 +159,42 @@ def absent(name: str) -> dict[str, Any]:
         name,
         plan=lambda: {"container": {"old": "present", "new": None}} if _present(name) else {},
         apply=lambda: __salt__["platform_container.remove"](name),
+        test=__opts__["test"],
+    )
+
+
+def volume_present(name: str, uid: int, gid: int, device: str | None = None) -> dict[str, Any]:
+    """A volume of Docker is there, and belongs to the user that a container runs as. Its content is kept.
+
+    name
+        Its name.
+
+    uid, gid
+        Whose it is; what lies in it already becomes theirs, too.
+
+    device
+        A folder of the host that it is kept in; null: among Docker's own.
+
+    .. code-block:: yaml
+
+        web-volume:
+          platform_container.volume_present:
+            - name: web
+            - uid: 21004
+            - gid: 21004
+    """
+
+    def plan() -> dict[str, Any]:
+        if not _engine_is_there():
+            return containers.volume_difference(None, None, uid, gid)
+        have = __salt__["platform_volume.inspect"](name)
+        owner = __salt__["platform_volume.owner"](name) if have else None
+        return containers.volume_difference(have, owner, uid, gid)
+
+    return converge(
+        name,
+        plan=plan,
+        apply=lambda: __salt__["platform_volume.create"](name, uid, gid, device),
         test=__opts__["test"],
     )
 

@@ -22,6 +22,7 @@ from lab.settings import (
     COREDNS_VERSION,
     KEYCLOAK_VERSION,
     LAB,
+    OLLAMA_VERSION,
     OPENWEBUI_VERSION,
     POSTGRES_VERSION,
     PREFIX,
@@ -57,6 +58,7 @@ class Container:
         lock: changes whenever those files would be others.
         needs: titles of the steps whose results those files are.
         stand_in: whether what is built is not the same server, which is then said.
+        within: the pillar key that holds the formula's image, where it is not the formula itself.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Container:
     lock: str = ""
     needs: tuple[str, ...] = ()
     stand_in: bool = False
+    within: str = ""
 
     @property
     def path(self) -> str:
@@ -104,6 +107,15 @@ ALL = (
     ),
     Container("qdrant", QDRANT_VERSION, "docker.io/qdrant/qdrant", stand_in=True),
     Container("openwebui", OPENWEBUI_VERSION, "ghcr.io/open-webui/open-webui"),
+    Container(
+        "ollama",
+        OLLAMA_VERSION,
+        "docker.io/ollama/ollama",
+        prepare=lambda context: shutil.copytree(artifacts.OLLAMA.unpacked, context, dirs_exist_ok=True),
+        lock=builds.ollama_recipe(),
+        needs=(artifacts.step(artifacts.OLLAMA).title,),
+        within="container",
+    ),
 )
 
 
@@ -225,10 +237,10 @@ def docker_build(tag: str, context: Path, below: str) -> None:
 def pillar() -> dict[str, Any]:
     """What the lab's pillar says about the images: the registry, plain HTTP, and each formula's version and digest."""
     known = noted()
-    rows = {
-        image.name: {"version": image.version, "digest": known[image.name]["digest"]}
-        for image in ALL
-        if image.name in known
-    }
+    rows: dict[str, Any] = {}
+    for image in ALL:
+        if image.name in known:
+            named = {"version": image.version, "digest": known[image.name]["digest"]}
+            rows[image.name] = {image.within: named} if image.within else named
     plain = {"insecure-registries": [registry()]}
     return {"containers": {"registry": registry()}, "docker": {"daemon": plain}, **rows}

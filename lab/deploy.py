@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from aiplatform import wait
 from aiplatform.errors import WaitTimeoutError
+from aiplatform.settings import merge
 from lab import artifacts, containers
 from lab.process import run, stream
 from lab.settings import CHECKOUT, DEFAULT_SUBNET, FILE_PORT, LAB, REGISTRY_PORT, LabError, address
@@ -190,7 +191,7 @@ def artifacts_pillar() -> str:
         "salt_minion": {"wheelhouse": f"http://{address(10)}:{FILE_PORT}/wheels/"},
     }
     head = "# Written by the lab: where the hosts get what this site's file server and registry have.\n"
-    return head + json.dumps(data | containers.pillar(), indent=2) + "\n"
+    return head + json.dumps(merge(data, containers.pillar()), indent=2) + "\n"
 
 
 def pillar_changes() -> dict[str, bytes]:

@@ -39,6 +39,17 @@ def limits(pid: int = 1, proc: Path = PROC, cgroups: Path = CGROUPS) -> Limits:
     )
 
 
+def counter(pid: int, file: str, name: str, proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
+    """Return what a process's groups count in a file of lines ``name number``, such as ``oom_kill``; 0 where none does.
+
+    :param file: ``memory.events``, ``memory.oom_control`` (version 1), ``cpu.stat``.
+    """
+    groups = [row.split(":", 2) for row in kernel_text(proc / str(pid) / "cgroup").splitlines()]
+    texts = [kernel_text(cgroups / kinds.removeprefix("name=") / path.strip("/") / file) for _, kinds, path in groups]
+    rows = [line.split() for text in texts for line in text.splitlines()]
+    return sum(int(row[1]) for row in rows if len(row) == 2 and row[0] == name and row[1].isdecimal())
+
+
 def _folders(listing: str, cgroups: Path) -> Iterator[Path]:
     for line in listing.splitlines():
         _, controllers, path = line.split(":", 2)

@@ -79,8 +79,10 @@ def specification(settings: Settings, name: str, image: str, **wanted: Any) -> P
         "capabilities": sorted(wanted.get("cap_add") or []),
         "limits": _limits(settings, wanted),
         "health": _health(wanted.get("health")),
-        "log": settings["log_options"],
-        "restart": settings["restart"],
+        "log": wanted.get("log_options") or settings["log_options"],
+        "restart": wanted.get("restart") or settings["restart"],
+        "labels": {key: str(value) for key, value in (wanted.get("labels") or {}).items()},
+        "gpus": wanted.get("gpus"),
         "network": wanted.get("network") or settings["network"],
         "hosts": [f"{host}:{address}" for host, address in sorted(_hosts(wanted).items())],
         "stop": int(wanted.get("stop_timeout") or settings["stop_timeout"]),
@@ -133,7 +135,9 @@ def _tmpfs(options: str) -> str:
 
 
 def _limits(settings: Settings, wanted: Settings) -> dict[str, Any]:
-    return {
+    # Only where they are given: a container that was made without them stays as it is.
+    more = {key: wanted[key] for key in ("memory_reservation_mib", "cpus") if wanted.get(key)}
+    return more | {
         "memory_mib": int(wanted["memory_mib"]),
         "pids": int(wanted.get("pids") or settings["pids"]),
         "shm_mib": int(wanted.get("shm_mib") or 64),
@@ -145,7 +149,9 @@ def _health(health: Settings | None) -> dict[str, Any] | None:
     if not health:
         return None
     test = health["test"]
-    return {
+    # Engines before version 25 leave it unread, and first ask after a whole interval.
+    soon = {"StartInterval": int(health["start_interval"] * SECOND)} if "start_interval" in health else {}
+    return soon | {
         "Test": ["CMD-SHELL", test] if isinstance(test, str) else ["CMD", *test],
         "Interval": int(health.get("interval", 10) * SECOND),
         "Timeout": int(health.get("timeout", 5) * SECOND),
@@ -172,7 +178,7 @@ def engine_config(name: str, parts: Parts, digests: Mapping[str, str]) -> dict[s
         "User": parts["user"],
         "Env": parts.get("environment", []),
         "ExposedPorts": {port["inside"]: {} for port in parts.get("ports", [])},
-        "Labels": {NAME_LABEL: name, PARTS_LABEL: json.dumps(digests, sort_keys=True)},
+        "Labels": parts.get("labels", {}) | {NAME_LABEL: name, PARTS_LABEL: json.dumps(digests, sort_keys=True)},
         "StopTimeout": parts["stop"],
         "HostConfig": _host_config(parts),
         "NetworkingConfig": {"EndpointsConfig": {parts["network"]: {"Aliases": [name]}}},
@@ -183,7 +189,7 @@ def engine_config(name: str, parts: Parts, digests: Mapping[str, str]) -> dict[s
 
 def _host_config(parts: Parts) -> dict[str, Any]:
     limits, memory = parts["limits"], parts["limits"]["memory_mib"] * MIB
-    return {
+    return _shares(parts) | {
         "Mounts": parts.get("mounts", []),
         "Tmpfs": parts.get("tmpfs", {}),
         "ReadonlyRootfs": parts["root"] == "read-only",
@@ -202,6 +208,19 @@ def _host_config(parts: Parts) -> dict[str, Any]:
         "NetworkMode": parts["network"],
         "Init": True,
     }
+
+
+def _shares(parts: Parts) -> dict[str, Any]:
+    """Return what a container gets of the host beyond the limits that every one has."""
+    limits, found = parts["limits"], dict[str, Any]()
+    if "memory_reservation_mib" in limits:
+        found["MemoryReservation"] = int(limits["memory_reservation_mib"]) * MIB
+    if "cpus" in limits:
+        found["NanoCpus"] = int(limits["cpus"] * SECOND)
+    if "gpus" in parts:
+        count = -1 if parts["gpus"] == "all" else int(parts["gpus"])
+        found["DeviceRequests"] = [{"Driver": "nvidia", "Count": count, "Capabilities": [["gpu"]]}]
+    return found
 
 
 def _bindings(ports: Sequence[Settings]) -> dict[str, list[dict[str, str]]]:
@@ -329,6 +348,20 @@ def network_difference(inspected: Settings | None, bridge: str, subnet: str | No
     }
     wanted = {"bridge": bridge} | ({"subnet": subnet} if subnet else {})
     return {key: {"old": have[key], "new": value} for key, value in wanted.items() if have[key] != value}
+
+
+def volume_difference(inspected: Settings | None, owner: tuple[int, int] | None, uid: int, gid: int) -> dict[str, Any]:
+    """Return what differs between a volume and the one that is wanted.
+
+    inspected
+        The volume as the engine shows it, or None where there is none.
+    owner
+        Who owns its folder on the host: user and group.
+    """
+    wanted = f"{uid}:{gid}"
+    if inspected is None:
+        return {"volume": {"old": None, "new": f"owned by {wanted}"}}
+    return {} if owner == (uid, gid) else {"owner": {"old": ":".join(map(str, owner or ())), "new": wanted}}
 
 
 def network_arguments(name: str, bridge: str, subnet: str | None) -> dict[str, Any]:

@@ -105,13 +105,13 @@ def free_space(path: str, least_gb: float, counted: str = "") -> Finding:
         place = place.parent
     stats = os.statvfs(place)
     free = stats.f_bavail * stats.f_frsize
-    stored = _stored(Path(counted)) if counted and free < least_gb * GIGABYTE else 0
-    actual = f"{free / GIGABYTE:.1f} GB free" + (f", {stored / GIGABYTE:.1f} GB stored already" if stored else "")
-    enough = free + stored >= least_gb * GIGABYTE
+    kept = stored(Path(counted)) if counted and free < least_gb * GIGABYTE else 0
+    actual = f"{free / GIGABYTE:.1f} GB free" + (f", {kept / GIGABYTE:.1f} GB stored already" if kept else "")
+    enough = free + kept >= least_gb * GIGABYTE
     return Finding(f"free space on {path}", enough, f"at least {least_gb:g} GB", actual)
 
 
-def _stored(folder: Path) -> int:
+def stored(folder: Path) -> int:
     """Return the bytes that the files below a folder take on disk."""
     total = 0
     for parent, _, names in os.walk(folder):

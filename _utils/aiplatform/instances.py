@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from aiplatform import ollama_container
 from aiplatform.errors import NotFoundError
 from aiplatform.numa import Binding
 
@@ -43,11 +44,15 @@ def base_url(settings: Settings, instance: str) -> str:
 def resolve(settings: Settings, where: str) -> str:
     """Return the base URL of what a person calls an instance: its name, a URL, or an alias that it serves.
 
+    Where Ollama runs in Docker, a name is a profile's.
+
     Raises ``NotFoundError`` for a name that is neither.
     """
     known = settings["ollama"]["instances"]
     if "://" in where:
         return where
+    if ollama_container.is_used(settings):
+        return ollama_container.host_url(ollama_container.profile(settings, where))
     if where in known:
         return base_url(settings, where)
     alias, slots = settings.get("aliases", {}).get(where, {}), settings.get("slots", {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -57,6 +58,32 @@ def ask(model: str, insecure: Iterable[str] = ()) -> Remote:
     if reply.status_code != HTTPStatus.OK:
         raise RegistryDown("The registry refuses", where=url, actual=f"HTTP {reply.status_code}")
     return _read(reply, url)
+
+
+def rate(model: str, weights: str, insecure: Iterable[str] = (), most: int = 4 << 20, seconds: float = 5.0) -> float:
+    """Return the bytes a second at which a piece of a model's weights comes from its registry.
+
+    :param weights: their digest, as ``ask`` says it.
+    :param most: bytes to fetch at most; ``seconds`` is how long that may go on.
+    :raises RegistryDown: it does not give them.
+    """
+    host, namespace, name, _ = _parts(model)
+    plain = is_plain(model, insecure)
+    url = f"{'http' if plain else 'https'}://{host}/v2/{namespace}/{name}/blobs/sha256:{weights}"
+    began, got = time.monotonic(), 0
+    with requests.Session() as session:
+        session.trust_env = not plain
+        try:
+            headers = {"Range": f"bytes=0-{most - 1}"}
+            with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as reply:
+                reply.raise_for_status()
+                for piece in reply.iter_content(64 << 10):
+                    got += len(piece)
+                    if got >= most or time.monotonic() - began > seconds:
+                        break
+        except requests.RequestException as err:
+            raise RegistryDown("The registry gives no weights", where=url, actual=type(err).__name__) from err
+    return got / max(time.monotonic() - began, 1e-6)
 
 
 def _parts(name: str) -> tuple[str, str, str, str]:

@@ -31,6 +31,7 @@ LINKS = {
 # state costs, and runs each time.
 SHELL: dict[str, str] = {
     "_modules/nginx.py": "nginx alone tests its configuration; Salt has no module for it",
+    "_modules/ollama_operations.py": "journalctl alone reads the journal; Salt has no module for it",
     "_modules/platform_ca.py": "the distribution's own program makes the bundle of trusted authorities",
     "_modules/platform_firewall.py": "nft alone reads and loads the kernel's rules; Salt has no module for it",
 }

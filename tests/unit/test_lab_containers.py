@@ -71,10 +71,11 @@ def test_another_version_is_another_image(lab, monkeypatch):
 
 def test_hosts_look_for_images_where_the_lab_pushes_them():
     for image in containers.ALL:
-        defaults = yaml.safe_load((CHECKOUT / f"salt/{image.name}/defaults.yaml").read_text())[image.name]
+        formula = yaml.safe_load((CHECKOUT / f"salt/{image.name}/defaults.yaml").read_text())[image.name]
+        defaults = formula[image.within] if image.within else formula
         named = platform_containers.reference(containers.registry(), defaults["image"], image.version, None)
         assert named == f"{containers.registry()}/{image.path}:{image.version}"
-        assert defaults["version"] == image.version
+        assert (defaults["version"] or formula["version"]) == image.version
         assert (image.source / "Dockerfile").exists()
 
 
