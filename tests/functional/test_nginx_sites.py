@@ -12,6 +12,7 @@ import pytest
 
 from aiplatform import vault_tls
 from aiplatform.wait import until
+from tests.functional import local_server
 from tests.functional.local_nginx import DOMAIN, LocalNginx, Stub, parsed
 
 
@@ -99,6 +100,19 @@ def test_a_service_learns_who_asked_for_what(proxy, stub):
         "X-Forwarded-Port": "443",
     }
     assert wanted.items() <= seen["headers"].items()
+
+
+def test_a_service_that_is_down_is_told_in_words(tmp_path, stub):
+    server = LocalNginx(tmp_path, {"node1": stub.port, "node0": stub.port, "vault": local_server.free_port()})
+    server.prepare()
+    server.start()
+    try:
+        status, headers, body = server.ask("GET", "/", host="vault")
+    finally:
+        server.stop()
+    assert (status, headers["content-type"]) == (502, "text/html; charset=utf-8")
+    assert f"<title>vault.{DOMAIN} does not answer</title>".encode() in body
+    assert "strict-transport-security" in headers
 
 
 def test_a_websocket_is_let_through(proxy, stub):

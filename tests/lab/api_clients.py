@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ollama
@@ -60,10 +61,10 @@ def native(address: str, key: str) -> dict[str, Callable[[], Any]]:
 
 def foreign(address: str, key: str) -> dict[str, Callable[[], Any]]:
     """Calls of the client that OpenAI publishes."""
-    # The client insists on a key; without one it is told to leave the header out.
-    headers = {} if key else {"Authorization": openai.Omit()}
-    api = openai.OpenAI(base_url=f"{address}/v1", api_key=key or "none", default_headers=headers, timeout=120)
-    chat = api.chat.completions.create
+    # The client insists on a key; without one it is told to leave the header out, call by call.
+    more = {} if key else {"extra_headers": {"Authorization": openai.Omit()}}
+    api = openai.OpenAI(base_url=f"{address}/v1", api_key=key or "none", timeout=120)
+    chat = partial(api.chat.completions.create, **more)
 
     def stream() -> dict[str, Any]:
         parts = chat(model=MODEL, messages=MESSAGES, max_tokens=12, stream=True)
@@ -73,7 +74,7 @@ def foreign(address: str, key: str) -> dict[str, Callable[[], Any]]:
         return chat(**({"model": MODEL, "messages": MESSAGES, "max_tokens": 12} | more)).choices[0].message.content
 
     return {
-        "list": lambda: [row.id for row in api.models.list().data],
+        "list": lambda: [row.id for row in api.models.list(**more).data],
         "chat": said,
         "coder": lambda: said(model=CODER),
         "stream": stream,

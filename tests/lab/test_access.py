@@ -54,7 +54,7 @@ OTHERS_SECRET = "secret/ai-platform/openwebui"
 @pytest.fixture(scope="module")
 def services(master) -> dict[str, dict]:
     """The table of services as the hosts have it, ports filled in, and the address of each."""
-    pillar = master.salt("ai_server", "pillar.items", "services", "platform")["ai_server"]
+    pillar = master.salt("ai_server", "pillar.items", "unmask=True")["ai_server"]
     hosts = pillar["platform"]["hosts"].values()
     place = {role: host["address"] for host in hosts for role in host["roles"]}
     return {name: row | {"address": place[row["role"]]} for name, row in pillar["services"].items()}
