@@ -24,7 +24,7 @@ def certificate_valid(name: str) -> dict[str, Any]:
     """
     return converge(
         name,
-        plan=lambda: _said("certificate", __salt__["nginx.certificate_reason"], "valid"),
+        plan=_certificate,
         apply=__salt__["nginx.obtain_certificate"],
         test=__opts__["test"],
     )
@@ -61,6 +61,14 @@ def loaded(name: str) -> dict[str, Any]:
           nginx.loaded: []
     """
     return converge(name, plan=_unloaded, apply=__salt__["nginx.reload"], test=__opts__["test"])
+
+
+def _certificate() -> dict[str, Any]:
+    changes = _said("certificate", __salt__["nginx.certificate_reason"], "valid")
+    if changes and __pillar__["nginx"]["certificate"]["mode"] == "files":
+        # Nobody but the operator can make it valid: a dry run says so, too.
+        __salt__["nginx.obtain_certificate"]()
+    return changes
 
 
 def _unloaded() -> dict[str, Any]:

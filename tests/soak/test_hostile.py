@@ -10,6 +10,8 @@ import os
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.lab import test_edge
 from tests.lab.test_edge import AUTHORITY, DOMAIN, client, key, runners
 
@@ -22,6 +24,7 @@ SECONDS = 1500
 MODELS = "slot-1,slot-2,slot-3,slot-4,coder-128k,llama-family,embedding"
 
 
+@pytest.mark.timeout(SECONDS + 120)
 def test_ten_thousand_hostile_requests_leave_every_slot_as_it_is(client, key, ai_server, master):
     script = Path(test_edge.__file__).with_name("hostile.py").read_text()
     client.run(f"cat > /tmp/hostile.py <<'SCRIPT'\n{script}SCRIPT")

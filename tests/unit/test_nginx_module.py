@@ -115,12 +115,14 @@ def test_without_vault_a_dry_run_predicts_and_a_real_one_fails_and_changes_nothi
     assert states.api_keys("x")["result"] is None
 
 
-def test_an_operators_certificate_that_does_not_serve_is_refused(vault):
+def test_an_operators_certificate_that_does_not_serve_is_refused_in_a_dry_run_too(vault, monkeypatch):
     vault.pillar["nginx"]["certificate"] |= {"mode": "files"}
     refused = states.certificate_valid("x")
     assert refused["result"] is False
     assert "the certificate's file is missing" in refused["comment"]
     assert not vault.asked
+    monkeypatch.setattr(states, "__opts__", {"test": True})
+    assert states.certificate_valid("x") == refused
 
 
 @pytest.mark.parametrize(
