@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from aiplatform import origins, schema, services, settings, slot_rules
+from aiplatform import ollama_container, origins, schema, services, settings, single, slot_rules
 from aiplatform.errors import PlatformError
 
 DERIVED = frozenset({"selection", "roles", "address", "compiled", "services", "origins"})
@@ -36,8 +36,14 @@ def ext_pillar(minion_id: str, pillar: dict[str, Any], formulas: str) -> dict[st
     try:
         merged = settings.effective(pillar, tree)
         merged["selection"] = settings.selection(roots)
+        if __opts__.get("__role") == "minion":  # it compiles its own pillar: there is no master
+            single.host(merged, minion_id)
+        problems = single.instance(merged, pillar) or schema.problems(merged, tree, written=pillar)
+        if problems:
+            return _refused(problems, roots, merged)
+        single.slots(merged, pillar)
         # Where the benchmark's choice does not go together with pillar, the models phase says it, and only that.
-        problems = schema.problems(merged, tree, written=pillar) or slot_rules.problems(merged | {"selection": {}})
+        problems = slot_rules.problems(merged | {"selection": {}}) or ollama_container.problems(merged)
         if problems:
             return _refused(problems, roots, merged)
         merged["services"] = services.expand(merged)

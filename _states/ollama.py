@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aiplatform import instances, tuning, wait
-from aiplatform import ollama as api
-from aiplatform.errors import PlatformError, WaitTimeoutError
+from aiplatform import gate, instances, tuning
 from aiplatform.states import converge
 
 
@@ -26,6 +24,38 @@ def installed(name: str) -> dict[str, Any]:
         name,
         plan=lambda: {} if __salt__["ollama_release.is_installed"]() else {name: {"old": "absent", "new": "installed"}},
         apply=lambda: __salt__["ollama_release.install"](),
+        test=__opts__["test"],
+    )
+
+
+def in_use(name: str, instances: dict[str, dict[str, str]], timeout: float = 120) -> dict[str, Any]:
+    """A version that is unpacked is the one in use, and every instance runs and answers with it.
+
+    Instances are restarted one after the other. Where one does not answer with this version, the host returns to the
+    version before, which is restarted and awaited, and the state fails and says so.
+
+    name
+        The version.
+
+    instances
+        ``unit`` and ``url`` of each, by name. One that is not installed yet is left to the states that install it.
+
+    timeout
+        Seconds that an instance may take to answer.
+
+    .. code-block:: yaml
+
+        ollama-in-use:
+          ollama.in_use:
+            - name: 0.17.4
+            - instances:
+                node1: {unit: ollama.service, url: "http://127.0.0.1:11434"}
+    """
+    units = [row["unit"] for row in instances.values()]
+    return converge(
+        name,
+        plan=lambda: __salt__["ollama_release.differences"](name, units),
+        apply=lambda: __salt__["ollama_release.use"](name, instances, timeout),
         test=__opts__["test"],
     )
 
@@ -52,19 +82,16 @@ def ready(name: str, url: str, version: str, timeout: float = 120) -> dict[str, 
     """
     if __opts__["test"]:
         return converge(name, dict, dict, True) | {"comment": f"A real run waits for {url}"}
-    return converge(name, plan=lambda: _await_version(name, url, version, timeout), apply=dict, test=False)
+    return converge(name, plan=lambda: gate.passed(name, url, version, timeout) or {}, apply=dict, test=False)
 
 
-def up_to_date(name: str, program: str, environment: dict[str, str]) -> dict[str, Any]:
-    """What runs as a unit runs what its files say. Changes nothing: the service that watches this is restarted.
+def up_to_date(name: str, environment: dict[str, str]) -> dict[str, Any]:
+    """What runs as a unit has the settings of its files. Changes nothing: the service that watches this is restarted.
 
     Files tell only a run that wrote them; where that run ended before its restart, this tells the next one.
 
     name
         The unit.
-
-    program
-        The file that it is to run.
 
     environment
         Its settings.
@@ -74,11 +101,10 @@ def up_to_date(name: str, program: str, environment: dict[str, str]) -> dict[str
         ollama-node1-running:
           ollama.up_to_date:
             - name: ollama.service
-            - program: /opt/ollama/0.17.4/bin/ollama
             - environment: {OLLAMA_NUM_PARALLEL: "2"}
     """
     pid = int(__salt__["service.show"](name).get("MainPID", 0))
-    return converge(name, plan=lambda: instances.outdated(pid, program, environment), apply=dict, test=__opts__["test"])
+    return converge(name, plan=lambda: instances.outdated(pid, environment), apply=dict, test=__opts__["test"])
 
 
 def no_other_instances(name: str, units: list[str]) -> dict[str, Any]:
@@ -116,21 +142,3 @@ def host_tuned(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     outcome = tuning.compare(tuning.files(settings))
     ret = converge(name, outcome.changes, lambda: tuning.apply(outcome), __opts__["test"])
     return ret | {"comment": "; ".join(part for part in (ret["comment"], outcome.notes()) if part)}
-
-
-def _await_version(name: str, url: str, version: str, timeout: float) -> dict[str, Any]:
-    client = api.Client(url)
-    try:
-        wait.until(client.health, timeout, interval=0.1, what=f"Ollama at {url}")
-    except WaitTimeoutError as err:
-        raise PlatformError(
-            f"The instance does not answer within {timeout:g} s",
-            where=url,
-            hint=f"read its journal on the host: journalctl -t ollama-{name} -n 50",
-        ) from err
-    found = client.version()
-    if found != version:
-        raise PlatformError(
-            "Another version answers", where=url, expected=version, actual=found, hint="who else holds this port?"
-        )
-    return {}

@@ -20,3 +20,7 @@ base:
   'roles:nginx_proxy':
     - match: pillar
     - nginx
+  # One server without a master and with nothing but Ollama; what pillar that names no hosts means.
+  'roles:ollama_server':
+    - match: pillar
+    - ollama

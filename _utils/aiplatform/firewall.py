@@ -14,7 +14,7 @@ import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from aiplatform import services
+from aiplatform import ollama_container, schema, services
 
 TABLE = "inet ai_platform"
 CONTAINERS = "containers"
@@ -24,6 +24,7 @@ ANY = "any"
 LOOPBACK = ['iifname != "lo" ip daddr 127.0.0.0/8 drop comment "loopback is this host\'s own"']
 
 Settings = Mapping[str, Any]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def ruleset(settings: Settings, host: str) -> str:
@@ -93,10 +94,10 @@ def forward_rules(settings: Settings, host: str) -> list[str]:
 
 
 def _rows(settings: Settings, host: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return the services of a host's roles with their names, by port."""
+    """Return the services of a host's roles, and Ollama's containers that are open to a network, by port."""
     roles = settings["platform"]["hosts"].get(host, {}).get("roles", [])
     table = sorted(services.expand(settings).items(), key=lambda item: (item[1]["port"], item[0]))
-    return [(name, row) for name, row in table if row["role"] in roles]
+    return [*((name, row) for name, row in table if row["role"] in roles), *ollama_container.rows(settings)]
 
 
 def _of_service(settings: Settings, name: str, row: Mapping[str, Any]) -> list[str]:
@@ -115,17 +116,31 @@ def _sources(settings: Settings, reach: Iterable[str]) -> list[str]:
             interfaces = settings["firewall"]["container_interfaces"]
         elif who == MASTER:
             addresses |= {address for address in [settings["platform"]["master"]["address"]] if address}
+        elif schema.is_network(who):
+            addresses.add(who)
         else:
             addresses |= set(services.hosts_of(settings, who).values())
     return [*_families(addresses), *(f'iifname "{interface}"' for interface in interfaces)]
 
 
 def _families(addresses: Iterable[str]) -> list[str]:
-    """Return one match a family of addresses, so that nft gets its sets of one type."""
+    """Return one match a family of addresses and networks, so that nft gets sets of one type that do not overlap."""
     found = []
-    known = sorted((ipaddress.ip_address(address) for address in addresses), key=lambda one: (one.version, int(one)))
+    known = {ipaddress.ip_network(address) for address in addresses}
     for version, word in ((4, "ip"), (6, "ip6")):
-        listed = ", ".join(str(address) for address in known if address.version == version)
+        family = sorted(network for network in known if network.version == version)
+        listed = ", ".join(_short(one) for one in family if not any(one != big and _within(one, big) for big in family))
         if listed:
             found.append(f"{word} saddr {{ {listed} }}")
     return found
+
+
+def _within(small: Network, big: Network) -> bool:
+    """Say whether a network is part of another one of its family."""
+    first, last = int(small.network_address), int(small.broadcast_address)
+    return int(big.network_address) <= first and last <= int(big.broadcast_address)
+
+
+def _short(network: Network) -> str:
+    """Return a network in CIDR notation, one address as that."""
+    return str(network.network_address) if network.num_addresses == 1 else str(network)

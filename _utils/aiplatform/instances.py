@@ -138,30 +138,25 @@ def retired(wanted: Collection[str], units: Path | None = None) -> list[str]:
     return [path.name for path in found if path.read_text(encoding="utf-8", errors="replace").startswith(MARK)]
 
 
-def outdated(pid: int, program: str, environment: Mapping[str, str], proc: Path | None = None) -> dict[str, Any]:
-    """Return how a running instance differs from what it is to run as; empty where it does not run.
+def outdated(pid: int, environment: Mapping[str, str], proc: Path | None = None) -> dict[str, Any]:
+    """Return how the settings of a running instance differ from what they are to be; empty where it does not run.
 
     pid
         The main process of its unit; 0 where there is none.
-    program, environment
-        The file that it is to run, and its settings.
+    environment
+        Its settings.
 
     Values are left out: a proxy's address may hold a password.
     """
-    folder = (proc or PROC) / str(pid)
     try:
-        running = str((folder / "exe").readlink())
-        words = (folder / "environ").read_bytes().decode("utf-8", "replace").split("\0")
+        words = ((proc or PROC) / str(pid) / "environ").read_bytes().decode("utf-8", "replace").split("\0")
     except OSError:
         return {}
     has = dict(word.split("=", 1) for word in words if "=" in word)
     others = sorted(key for key, value in environment.items() if has.get(key) != value)
-    changes: dict[str, Any] = {}
-    if running != str(Path(program).resolve()):
-        changes["program"] = {"old": running, "new": program}
-    if others:
-        changes["environment"] = {"old": f"other values of {', '.join(others)}", "new": "as in its unit"}
-    return changes
+    if not others:
+        return {}
+    return {"environment": {"old": f"other values of {', '.join(others)}", "new": "as in its unit"}}
 
 
 def warnings(described: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from aiplatform import schema
 from aiplatform.checks import Finding
 from aiplatform.services import Endpoint, endpoints, expand
 
@@ -20,8 +22,10 @@ def allowed(settings: Mapping[str, Any], endpoint: Endpoint, host: str) -> bool:
         The effective pillar.
     """
     reach = expand(settings)[endpoint.service]["reach"]
-    roles = settings["platform"]["hosts"][host]["roles"]
-    return "any" in reach or bool(set(reach) & set(roles))
+    there = settings["platform"]["hosts"][host]
+    address = ipaddress.ip_address(there["address"])
+    networks = (ipaddress.ip_network(who) for who in reach if schema.is_network(who))
+    return "any" in reach or bool(set(reach) & set(there["roles"])) or any(address in network for network in networks)
 
 
 def from_host(settings: Mapping[str, Any], host: str) -> dict[str, Endpoint]:

@@ -29,6 +29,7 @@ _MODEL = re.compile(r"^[^\s:]+(:\d+/[^\s:]+)?:[\w][\w.-]*$")
 _DOMAIN = re.compile(r"^(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
 _FORMATS = {
     "address": "an IP address",
+    "network": "an IP address or a network such as 192.0.2.0/24",
     "domain": "a DNS domain in lower case",
     "tagged-model": "a model name with its tag, such as llama3.1:8b",
     "sha256": "a SHA-256 digest (64 hexadecimal digits)",
@@ -127,6 +128,7 @@ def _format_checker() -> jsonschema.FormatChecker:
     checker = jsonschema.FormatChecker(formats=())
     tests: dict[str, Callable[[str], bool]] = {
         "address": is_address,
+        "network": is_network,
         "domain": lambda text: bool(_DOMAIN.match(text)),
         "tagged-model": is_tagged,
         "sha256": lambda text: bool(re.fullmatch(r"[0-9a-f]{64}", text)),
@@ -140,6 +142,15 @@ def is_address(text: str) -> bool:
     """Say whether ``text`` is an IPv4 or IPv6 address."""
     try:
         ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def is_network(text: str) -> bool:
+    """Say whether ``text`` is an address or a network in CIDR notation, without bits of a host in it."""
+    try:
+        ipaddress.ip_network(text)
     except ValueError:
         return False
     return True

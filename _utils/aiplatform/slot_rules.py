@@ -101,6 +101,8 @@ def _limits(pillar: Settings) -> Iterator[Problem]:
     given = pillar["ollama"].get("max_loaded_models")
     for instance in pillar["ollama"]["instances"]:
         least = instances.places(pillar, instance)
+        if least == instances.SPARE_PLACES:
+            continue  # nothing stays loaded there
         if given is not None and given < least:
             wanted = f"at least {least}, as instance {instance} keeps that many, an embedding and a new model included"
             yield Problem("ollama.max_loaded_models", given, wanted)

@@ -97,6 +97,20 @@ def test_each_host_guards_its_own_services_only():
     assert verdict(firewall.rules(SETTINGS, "nginx_proxy"), 443) == "accept"
 
 
+def test_networks_and_addresses_may_be_named_and_none_stands_twice():
+    settings = copy.deepcopy(SETTINGS)
+    named = ["master", "10.0.0.0/24", "192.0.2.7", "192.0.2.0/25", "fd00::/64", "containers"]
+    settings["services"]["ollama"]["reach"] = named
+    rules = [rule for rule in firewall.rules(settings, "ai_server") if "dport 11434" in rule]
+    assert rules == [
+        "ip saddr { 10.0.0.0/24, 192.0.2.0/25 } tcp dport 11434 accept",
+        "ip6 saddr { fd00::/64 } tcp dport 11434 accept",
+        'iifname "docker0" tcp dport 11434 accept',
+        'iifname "br-*" tcp dport 11434 accept',
+        'tcp dport 11434 drop comment "ollama-node1"',
+    ]
+
+
 def test_a_host_that_the_pillar_does_not_name_has_no_rule_about_ports():
     assert "dport" not in firewall.ruleset(SETTINGS, "stranger")
 

@@ -40,13 +40,13 @@ def render(template, **context):
     return jinja2.Template(text, undefined=jinja2.StrictUndefined).render(**context)
 
 
-def units(settings, described):
+def units(settings, described, gpu=False):
     """Both texts of each instance's unit."""
     texts = {}
     for name, instance in described.items():
         directory = instances.models_dir(settings)
         unit = render(
-            "ollama.service", name=name, unit=instance["unit"], ollama=settings["ollama"], models_dir=directory
+            "ollama.service", name=name, unit=instance["unit"], ollama=settings["ollama"], models_dir=directory, gpu=gpu
         )
         texts[name] = unit + "\n" + render("override.conf", name=name, instance=instance)
     return texts
@@ -163,11 +163,16 @@ def test_the_oom_score_can_be_left_alone(settings, described):
     assert "OOMScoreAdjust" not in units(settings, described)["node1"]
 
 
+def test_an_instances_memory_can_be_limited(settings, described):
+    assert "MemoryMax" not in units(settings, described)["node1"]
+    settings["ollama"]["memory_max_mib"] = 4096
+    assert "MemoryMax=4096M" in units(settings, described)["node1"].splitlines()
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed (package systemd)")
 @pytest.mark.parametrize("gpu", [False, True])
 def test_units_are_confined(settings, described, tmp_path, gpu):
-    settings["ollama"]["gpu"] = gpu
-    for name, text in units(settings, described).items():
+    for name, text in units(settings, described, gpu=gpu).items():
         path = tmp_path / described[name]["unit"]
         path.write_text(text)
         limit = str(int(EXPOSURE * 10))
@@ -188,27 +193,20 @@ def test_instances_that_are_gone_are_known_by_their_mark(settings, described, tm
 @pytest.fixture
 def process(tmp_path):
     """An instance that runs, as /proc shows it; returns that folder."""
-    program = tmp_path / "opt/1.0.0/bin/ollama"
     folder = tmp_path / "proc/7"
-    for path in (program, folder / "environ"):
-        path.parent.mkdir(parents=True)
-    program.touch()
-    (folder / "exe").symlink_to(program)
+    folder.mkdir(parents=True)
     (folder / "environ").write_bytes(b"HOME=/x\0OLLAMA_HOST=0.0.0.0:1\0HTTPS_PROXY=http://me:old@proxy\0")
     return folder.parent
 
 
-def test_an_instance_that_runs_as_wanted_is_up_to_date(process, tmp_path):
-    program = str(tmp_path / "opt/1.0.0/bin/ollama")
-    assert instances.outdated(7, program, {"OLLAMA_HOST": "0.0.0.0:1"}, process) == {}
-    assert instances.outdated(0, program, {"OLLAMA_HOST": "other"}, process) == {}
+def test_an_instance_that_runs_as_wanted_is_up_to_date(process):
+    assert instances.outdated(7, {"OLLAMA_HOST": "0.0.0.0:1"}, process) == {}
+    assert instances.outdated(0, {"OLLAMA_HOST": "other"}, process) == {}
 
 
-def test_an_instance_that_missed_its_restart_is_found_and_no_value_told(process, tmp_path):
-    program = str(tmp_path / "opt/1.0.1/bin/ollama")
+def test_an_instance_that_missed_its_restart_is_found_and_no_value_told(process):
     wanted = {"OLLAMA_NUM_PARALLEL": "2", "HTTPS_PROXY": "http://me:new@proxy", "HOME": "/x"}
-    found = instances.outdated(7, program, wanted, process)
-    assert found["program"] == {"old": str(tmp_path / "opt/1.0.0/bin/ollama"), "new": program}
+    found = instances.outdated(7, wanted, process)
     assert found["environment"]["old"] == "other values of HTTPS_PROXY, OLLAMA_NUM_PARALLEL"
     assert "me:" not in str(found)
 

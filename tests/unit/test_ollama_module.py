@@ -120,9 +120,9 @@ def test_a_dry_run_does_not_wait_for_an_instance(monkeypatch):
 def test_a_service_that_missed_its_restart_is_told_to_what_watches(monkeypatch, test):
     monkeypatch.setattr(state, "__salt__", {"service.show": lambda _: {"MainPID": str(os.getpid())}}, raising=False)
     monkeypatch.setattr(state, "__opts__", {"test": test}, raising=False)
-    ret = state.up_to_date("ollama.service", "/opt/ollama/1.0.1/bin/ollama", {})
+    ret = state.up_to_date("ollama.service", {"OLLAMA_HOST": "not this"})
     assert ret["result"] is (None if test else True)
-    assert ret["changes"]["program"]["new"] == "/opt/ollama/1.0.1/bin/ollama"
+    assert ret["changes"]["environment"]["old"] == "other values of OLLAMA_HOST"
 
 
 @pytest.mark.parametrize("test", [True, False])

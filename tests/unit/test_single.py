@@ -1,0 +1,191 @@
+"""One server alone: the few lines of its pillar, and what follows from them."""
+
+from __future__ import annotations
+
+import json
+
+import jinja2
+import pytest
+import yaml
+
+from _pillar import ai_platform
+from aiplatform import discovery, firewall, gpu, instances, single
+from tests.conftest import CHECKOUT
+
+SHIPPED = CHECKOUT / "pillar/single.sls"
+
+
+@pytest.fixture
+def compiled(tmp_path, monkeypatch):
+    """Compile a pillar as a host without a master does."""
+    options = {"pillar_roots": {"base": [str(tmp_path)]}, "__role": "minion"}
+    monkeypatch.setattr(ai_platform, "__opts__", options, raising=False)
+    monkeypatch.setattr(single, "own_address", lambda: "192.0.2.50")
+
+    def compile_it(written, again=None):
+        if again:
+            options["pillar"] = written
+        return ai_platform.ext_pillar("single", dict(again or written), formulas=str(CHECKOUT / "salt"))
+
+    return compile_it
+
+
+@pytest.fixture
+def written():
+    return yaml.safe_load(SHIPPED.read_text())
+
+
+def test_the_shipped_pillar_is_ten_lines_and_right(compiled, written):
+    lines = [line for line in SHIPPED.read_text().splitlines() if line and not line.lstrip().startswith("#")]
+    assert len(lines) <= 10
+    pillar = compiled(written)
+    assert pillar.get("_errors") is None
+    assert pillar["roles"] == ["ollama_server"]
+    assert pillar["address"] == "192.0.2.50"
+    assert pillar["ollama"]["instances"] == {
+        "main": {"port": 11434, "numa_node": None, "cpus": "physical", "membind": False, "unit": "ollama.service"}
+    }
+    assert (pillar["slots"], pillar["aliases"]) == ({}, {})
+
+
+def test_the_compiled_pillar_compiles_to_itself(compiled, written):
+    """As a masterless state run does, in which the pillar's files come over what was compiled before."""
+    once = compiled(written)
+    assert compiled(once, once | written) | {"compiled": 0} == once | {"compiled": 0}
+
+
+def test_the_top_file_gives_a_server_alone_its_own_pillar_and_nobody_elses():
+    top = yaml.safe_load((CHECKOUT / "pillar/top.sls").read_text())["base"]
+    assert top["single"] == ["single"]
+    assert top["not single"] == [{"match": "compound"}, "platform", "slots"]
+    config = yaml.safe_load((CHECKOUT / "etc/masterless/minion").read_text())
+    assert config["id"] == "single"
+
+
+def test_the_firewall_speaks_of_ollama_only(compiled, written):
+    rules = firewall.rules(compiled(written), "single")
+    assert {rule.split("dport ")[1].split()[0] for rule in rules if "dport" in rule} == {"11434"}
+    assert "ip saddr { 192.0.2.0/24 } tcp dport 11434 accept" in rules
+    assert rules[-1] == 'tcp dport 11434 drop comment "ollama-main"'
+
+
+def test_nobody_else_is_let_in_where_pillar_names_nobody(compiled):
+    rules = firewall.rules(compiled({"ollama": {"api_port": 11434}}), "single")
+    assert not [rule for rule in rules if "saddr" in rule]
+    assert 'tcp dport 11434 drop comment "ollama-main"' in rules
+
+
+@pytest.mark.parametrize("reach", ["192.0.2.1/24", "192.0.2", "lan", "192.0.2.0/33"])
+def test_a_source_that_is_none_is_refused_with_its_key(compiled, reach):
+    errors = compiled({"ollama": {"api_port": 1}, "services": {"ollama": {"reach": [reach]}}})["_errors"]
+    assert "services.ollama.reach.0" in errors[0]
+
+
+def test_concurrency_is_what_pillar_says(compiled):
+    written = {"ollama": {"api_port": 11434, "num_parallel": 3, "max_loaded_models": 1, "keep_alive": 600}}
+    environment = instances.environment(compiled(written), "main")
+    assert environment["OLLAMA_NUM_PARALLEL"] == "3"
+    assert environment["OLLAMA_MAX_LOADED_MODELS"] == "1"
+    assert environment["OLLAMA_KEEP_ALIVE"] == "600"
+
+
+def test_the_instance_may_be_told_its_cpus_and_no_other_may_be_named(compiled):
+    pillar = compiled({"ollama": {"api_port": 9, "instances": {"main": {"cpus": [0]}}}})
+    assert pillar["ollama"]["instances"]["main"]["cpus"] == [0]
+    errors = compiled({"ollama": {"api_port": 9, "instances": {"node1": {"cpus": [0]}}}})["_errors"]
+    assert "only main: ollama.api_port asks for one instance" in errors[0]
+
+
+def test_a_misspelt_key_is_named_with_the_nearest(compiled):
+    assert "did you mean api_port" in compiled({"ollama": {"api_prot": 11434}})["_errors"][0]
+
+
+@pytest.mark.parametrize("wrong", [{"ollama": "native"}, {"platform": []}, {"ollama": {"api_port": "x"}}])
+def test_what_is_misshapen_is_left_to_the_schema(compiled, wrong):
+    assert compiled(wrong)["_errors"]
+
+
+def test_slots_that_pillar_names_are_on_the_one_instance_and_their_aliases_stay(compiled):
+    pillar = compiled({"ollama": {"api_port": 11434}, "slots": {1: {}, 3: {}}})
+    assert {number: row["instance"] for number, row in pillar["slots"].items()} == {1: "main", 3: "main"}
+    assert set(pillar["aliases"]) == {"llama-family", "coder-128k", "embedding"}
+    assert pillar["aliases"]["embedding"]["instance"] == "main"
+    assert compiled(pillar, pillar)["slots"] == pillar["slots"]
+
+
+def test_a_master_adds_nothing_of_it(compiled, monkeypatch, written):
+    monkeypatch.setitem(ai_platform.__opts__, "__role", "master")
+    assert "platform.hosts" in compiled(written)["_errors"][0]
+
+
+def test_a_host_without_any_way_to_others_is_itself(monkeypatch):
+    class NoWay:
+        def __init__(self, *_):
+            pass
+
+        __enter__ = lambda self: self  # noqa: E731 (a stand-in of two lines)
+
+        def __exit__(self, *_):
+            pass
+
+        def connect(self, _):
+            raise OSError("Network is unreachable")
+
+    monkeypatch.setattr("socket.socket", NoWay)
+    assert single.own_address() == "127.0.0.1"
+
+
+# -- GPU ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("traces", "vendors"),
+    [
+        ([], []),
+        (["proc/driver/nvidia/version"], ["nvidia"]),
+        (["dev/nvidiactl"], ["nvidia"]),
+        (["dev/kfd"], ["amd"]),
+        (["dev/dri/renderD128"], []),  # a screen is no GPU to compute on
+    ],
+)
+def test_a_gpu_is_there_where_its_driver_is_loaded(tmp_path, traces, vendors):
+    for trace in traces:
+        (tmp_path / trace).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / trace).touch()
+    assert gpu.found(tmp_path) == vendors
+    assert gpu.used("auto", tmp_path) is bool(vendors)
+    assert gpu.used(True, tmp_path) is True
+    assert gpu.used(False, tmp_path) is False
+
+
+# -- service discovery ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rendered(compiled, written):
+    """The records of a host that makes itself known, by kind."""
+    pillar = compiled(written | {"ollama": written["ollama"] | {"discovery": ["consul", "avahi"]}})
+    files = CHECKOUT / "salt/ollama/files"
+    return {
+        record["kind"]: jinja2.Template(
+            (files / f"discovery-{record['kind']}").read_text(), undefined=jinja2.StrictUndefined
+        ).render(record=record)
+        for record in discovery.records(pillar)
+    }
+
+
+def test_the_record_for_consul_names_port_and_check(rendered):
+    service = json.loads(rendered["consul"])["service"]
+    assert (service["name"], service["port"]) == ("ollama", 11434)
+    assert service["checks"][0]["http"] == "http://127.0.0.1:11434/api/version"
+
+
+def test_the_record_for_avahi_names_port_and_type(rendered):
+    assert "<port>11434</port>" in rendered["avahi"]
+    assert "<type>_ollama._tcp</type>" in rendered["avahi"]
+
+
+def test_no_record_is_wanted_where_none_is_configured(compiled, written):
+    pillar = compiled(written)
+    assert {record["wanted"] for record in discovery.records(pillar)} == {False}
+    assert discovery.daemons(pillar) == {}
