@@ -57,12 +57,14 @@ class Person:
         """Fill in Keycloak's page; returns what comes after it."""
         action = re.search(r'action="([^"]+)"', page.read().decode())
         if not action:
-            raise SystemExit(f"no page to sign on at {page.url}: HTTP {page.status}")
+            raise SystemExit(f"no page to sign on at {urlsplit(page.url).path}: HTTP {page.status}")
         return self.ask(html.unescape(action[1]), urlencode(self.form).encode())
 
 
 def said(reply) -> dict[str, str]:
     """What Keycloak sends along with a person."""
+    if "Location" not in reply.headers:
+        raise SystemExit(f"nobody is sent back from {urlsplit(reply.url).path}: HTTP {reply.status}")
     return {key: value[0] for key, value in parse_qs(urlsplit(reply.headers["Location"]).query).items()}
 
 
