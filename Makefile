@@ -53,7 +53,7 @@ lint: $(READY) ## every linter
 	@tests/lint.sh
 
 unit: $(READY) ## pure functions and modules, seconds
-	@$(PYTEST) tests/unit
+	@$(PYTEST) tests/unit --numprocesses=auto
 
 functional: $(READY) ## modules and states against real servers on loopback
 	@$(BIN)/python -m lab artifacts

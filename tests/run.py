@@ -41,9 +41,9 @@ class Stage:
         return ARTIFACTS / f"{self.name}.xml"
 
 
-def pytest_stage(name: str, needs: str | None = None) -> Stage:
-    """A stage of the tests in ``tests/<name>``."""
-    command = [sys.executable, "-m", "pytest", f"tests/{name}", f"--junit-xml={ARTIFACTS / name}.xml"]
+def pytest_stage(name: str, *options: str, needs: str | None = None) -> Stage:
+    """A stage of the tests in ``tests/<name>``, with further options of pytest."""
+    command = [sys.executable, "-m", "pytest", f"tests/{name}", f"--junit-xml={ARTIFACTS / name}.xml", *options]
     return Stage(name, command, is_pytest=True, needs=needs)
 
 
@@ -51,7 +51,8 @@ def stages() -> list[Stage]:
     """The stages in order; ``needs`` names the stage without which one cannot run."""
     return [
         Stage("lint", ["tests/lint.sh"]),
-        pytest_stage("unit"),
+        # Nothing in them measures time, so all CPUs share them.
+        pytest_stage("unit", "--numprocesses=auto"),
         Stage("artifacts", [*LAB, "artifacts"]),
         pytest_stage("functional", needs="artifacts"),
         pytest_stage("numa", needs="artifacts"),
