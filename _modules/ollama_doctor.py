@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from aiplatform import checks, ollama_places
 from aiplatform import doctor as judge
+from aiplatform import ollama_places
 from aiplatform.examination import Examination
 
 __virtualname__ = "ollama"
@@ -39,8 +39,7 @@ def doctor(instance: str = "", model: str = "", patience: float = 120.0, out: st
         salt-call ollama.doctor local llama3.2:3b out=json
     """
     place = ollama_places.place(__pillar__, instance)
-    entries = Examination(place, __pillar__, __salt__, model, patience).entries()
-    found = [checks.run(name, check) for name, check in entries.items()]
+    found = Examination(place, __pillar__, __salt__, model, patience).run()
     failed = sum(not finding.ok for finding in found)
     __context__["retcode"] = int(bool(failed))
     if out == "text":

@@ -86,7 +86,8 @@ def running(
 
     health
         ``test`` (a list, or a text for a shell), ``interval``, ``timeout``, ``start_period`` (seconds), ``retries``;
-        ``start_interval`` while it starts, where the engine knows that (version 25).
+        with ``start_interval`` it is also asked that often while it starts: by the engine from version 25 on, and by
+        this state.
 
     hosts
         ``{name: address}``: names that it finds besides ``host.docker.internal``.
@@ -255,7 +256,7 @@ def _plan(name: str, parts: dict[str, Any], files: str | None, timeout: float) -
     if changes or have is None:
         return changes
     if containers.health(have) == "starting" and not __opts__["test"]:
-        __salt__["platform_container.wait_well"](name, timeout, files)
+        __salt__["platform_container.wait_well"](name, timeout, files, _asks(parts))
         return {}
     return containers.repair(have)
 
@@ -267,4 +268,9 @@ def _apply(name: str, parts: dict[str, Any], files: str | None, timeout: float) 
         __salt__["platform_container.create"](name, parts, digests)
     else:
         __salt__["platform_container.restart"](name)
-    __salt__["platform_container.wait_well"](name, timeout, files)
+    __salt__["platform_container.wait_well"](name, timeout, files, _asks(parts))
+
+
+def _asks(parts: dict[str, Any]) -> bool:
+    """Whether a container that starts is asked by this state, too."""
+    return "StartInterval" in parts.get("health", {})

@@ -160,7 +160,7 @@ def loads(model: str, there: Sequence[str], answer: Answer | None, error: str) -
     """
     actual = f"{len(there)} models in the store: {', '.join(there[:8]) or 'none'}"
     if answer:
-        actual = f"{model} loaded in {answer.load:.1f} s; {actual}"
+        actual = f"{answer.model} loaded in {answer.load:.1f} s; {actual}"
     elif error:
         actual = f"{error}; {actual}"
     return Finding(
@@ -234,7 +234,7 @@ def duplicates(digests: Mapping[str, str], own: Collection[str]) -> Finding:
         "each name has weights of its own",
         told or f"{len(names)} models, {len(names)} different weights",
         "".join(f"salt-call ollama.delete <instance> {group[-1]}; " for group in sorted(twice))
-        + "then measure again (salt-run benchmark.run)",
+        + "salt-call ollama.digest <instance> <model>; after a deletion measure again: salt-run benchmark.run",
     )
 
 

@@ -6,11 +6,12 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from aiplatform import cgroups, doctor, footprint, port_holders, reach, registry, slots
+from aiplatform import cgroups, checks, doctor, footprint, port_holders, reach, registry, slots
 from aiplatform import ollama as api
 from aiplatform.checks import Finding
 from aiplatform.doctor import Answer
@@ -48,6 +49,11 @@ class Examination:
         self.wanted, self.patience = model, patience
         self.client = api.Client(place.url)
         self.error = ""
+
+    def run(self) -> list[Finding]:
+        """Make the checks; one that cannot be made is a finding. Commands name this server."""
+        made = [checks.run(name, check) for name, check in self.entries().items()]
+        return [replace(found, hint=found.hint.replace("<instance>", self.place.name)) for found in made]
 
     def entries(self) -> dict[str, Callable[[], Finding]]:
         """Return the checks by name, in the order of the list."""

@@ -14,7 +14,7 @@ ollama-{{ name }}-port:
     - failhard: true
 {% endfor %}
 # Before the others start: one that is gone may hold a port that another was given.
-ollama-retired:
+ollama-containers-retired:
   ollama_container.no_others:
     - require:
       - sls: containers
@@ -48,7 +48,7 @@ ollama-{{ name }}:
 {% endfor %}
     - require:
       - platform_container: ollama-{{ name }}-volume
-      - ollama_container: ollama-retired
+      - ollama_container: ollama-containers-retired
   ollama.ready:
     - name: {{ name }}
     - url: {{ salt["ollama_container.url"](name) }}

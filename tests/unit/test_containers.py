@@ -10,6 +10,7 @@ import docker.errors
 import pytest
 
 from _modules import platform_container as module
+from _modules import platform_volume as volumes
 from _states import platform_container as state
 from aiplatform import containers, settings
 from aiplatform.errors import PlatformError
@@ -353,3 +354,92 @@ def test_another_network_of_that_name_is_refused(monkeypatch):
     assert ret["result"] is False
     assert "expected: {'bridge': 'br-platform'}; actual: {'bridge': None}" in ret["comment"]
     assert not host["create_network"].called
+
+
+def test_a_container_of_before_is_not_made_anew_for_what_it_does_not_use():
+    """What a container may have besides came later: one without it has the parts, and so the hashes, of before."""
+    assert not {"labels", "gpus"} & parts().keys()
+    assert set(parts()["limits"]) == {"memory_mib", "pids", "shm_mib", "nofile"}
+    assert "StartInterval" not in parts(health={"test": "true"})["health"]
+
+
+def test_what_a_container_may_have_besides():
+    made = config(memory_reservation_mib=128, cpus=1.5, gpus="all", labels={"team": "a"}, restart="always")
+    host = made["HostConfig"]
+    assert (host["MemoryReservation"], host["NanoCpus"]) == (128 << 20, 1_500_000_000)
+    assert host["DeviceRequests"][0]["Count"] == -1
+    assert host["RestartPolicy"] == {"Name": "always"}
+    assert made["Labels"]["team"] == "a"
+    assert made["Labels"][containers.NAME_LABEL] == "web"
+    assert config(gpus=2)["HostConfig"]["DeviceRequests"][0]["Count"] == 2
+
+
+def test_one_that_starts_is_asked_by_the_state_where_the_engine_waits_a_whole_interval(monkeypatch):
+    """Debian's engine makes the first check after a whole interval."""
+    shown = {"Id": "1", "RestartCount": 0, "State": {"Status": "running", "Health": {"Status": "starting"}}}
+    shown["Config"] = {"Healthcheck": {"Test": ["CMD", "ollama", "list"]}}
+    asked = []
+
+    def execute(name, argv):
+        asked.append(argv)
+        return {"retcode": int(len(asked) < 2)}
+
+    monkeypatch.setattr(module, "inspect", lambda name: shown)
+    monkeypatch.setattr(module, "execute", execute)
+    assert module.wait_well("ollama", 5, ask=True)
+    assert asked == [["ollama", "list"]] * 2
+
+
+@pytest.fixture
+def volume(monkeypatch, tmp_path):
+    """A volume of the engine, kept in a folder of this test."""
+    engine = Mock()
+    engine.inspect_volume.return_value = {"Mountpoint": str(tmp_path), "Options": None}
+    monkeypatch.setattr(volumes, "_engine", lambda: engine)
+    monkeypatch.setattr(state, "__opts__", {"test": False}, raising=False)
+    functions = {
+        "platform_volume.inspect": volumes.inspect,
+        "platform_volume.owner": volumes.owner,
+        "platform_volume.create": volumes.create,
+    }
+    monkeypatch.setattr(state, "__salt__", functions, raising=False)
+    return engine
+
+
+def test_a_volume_that_is_there_and_its_users_is_left_alone(volume, tmp_path):
+    owner = tmp_path.stat()
+    ret = state.volume_present("models", owner.st_uid, owner.st_gid)
+    assert (ret["result"], ret["changes"]) == (True, {})
+    volume.create_volume.assert_not_called()
+
+
+def test_a_volume_of_somebody_else_is_given_to_its_user_with_all_that_is_in_it(volume, tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/blob").write_text("weights")
+    given = []
+    monkeypatch.setattr(
+        volumes.os, "chown", lambda path, uid, gid, follow_symlinks: given.append((path.name, uid, gid))
+    )
+    ret = state.volume_present("models", 21003, 21003)
+    assert ret["result"] is True
+    assert ret["changes"]["owner"]["new"] == "21003:21003"
+    assert set(given) == {(tmp_path.name, 21003, 21003), ("models", 21003, 21003), ("blob", 21003, 21003)}
+    assert (tmp_path / "models/blob").read_text() == "weights"
+
+
+def test_a_dry_run_makes_no_volume(volume, monkeypatch):
+    monkeypatch.setattr(state, "__opts__", {"test": True}, raising=False)
+    functions = {"platform_container.answers": lambda: True, "platform_volume.inspect": volumes.inspect}
+    monkeypatch.setattr(state, "__salt__", functions, raising=False)
+    volume.inspect_volume.side_effect = docker.errors.NotFound("none")
+    ret = state.volume_present("models", 21003, 21003)
+    assert (ret["result"], list(ret["changes"])) == (None, ["volume"])
+    volume.create_volume.assert_not_called()
+
+
+def test_a_volume_on_a_folder_of_the_host_is_looked_at_there(volume, tmp_path):
+    volume.inspect_volume.return_value = {"Mountpoint": "/nowhere", "Options": {"device": str(tmp_path)}}
+    assert volumes.folder("models") == str(tmp_path)
+    volume.inspect_volume.return_value = {"Mountpoint": "/nowhere", "Options": None}
+    with pytest.raises(PlatformError, match="not on this host"):
+        volumes.folder("models")

@@ -1,0 +1,328 @@
+"""Ollama in Docker on ``workstation``: one machine with an engine and Salt, no master. It is bare again afterwards."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+
+from tests.lab.conftest import Host
+
+REGISTRY = "10.89.77.10:5000"
+MODEL = f"{REGISTRY}/library/gemma3-270m:q4_k_m"
+SMALL = f"{REGISTRY}/library/noise:1"
+SALT = "opt usr/local/bin"
+TREE = "/srv/ai-platform"
+PILLAR = "/srv/pillar"
+STRIP = f"""
+docker ps -aq | xargs -r docker rm -fv; docker volume ls -q | xargs -r docker volume rm -f; docker network prune -f
+systemctl disable --now docker docker.socket containerd ai-platform-firewall native-ollama
+nft delete table inet ai_platform; ip link delete docker0; ip link delete br-platform
+rm -rf /opt/salt* /usr/local/bin/salt* /etc/salt /var/cache/salt /var/log/salt {TREE} {PILLAR} /srv/ready /tmp/native
+rm -rf /etc/ai-platform /etc/ai-platform-containers /etc/nftables.d /etc/docker/daemon.json
+rm -f /etc/systemd/system/ai-platform-firewall.service; systemctl daemon-reload; systemctl reset-failed
+"""
+
+
+class Machine:
+    """The host, with the commands that a person types there."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.run = host.run
+        self.address = host.run("ip -4 -o addr show eth0").stdout.split()[3].partition("/")[0]
+
+    def pillar(self, **ollama) -> None:
+        """Write the site's pillar; what is said of Ollama is added to it."""
+        shown = self.run(["cat", f"{PILLAR}/base.json"], check=False).stdout
+        base = json.loads(shown) if shown else {}
+        text = json.dumps(base | {"ollama": {"mode": "container"} | ollama})
+        self.run(["sh", "-c", f'printf %s "$1" > {PILLAR}/site.sls', "sh", text])
+
+    def call(self, *argv: str, check: bool = True) -> tuple[int, dict | list | str]:
+        """``salt-call argv`` in the checkout; exit code and data."""
+        done = self.run(["sh", "-c", f'cd {TREE} && exec salt-call --out=json "$@"', "sh", *argv], 400, check)
+        try:
+            data = json.loads(done.stdout)
+        except ValueError:
+            return done.returncode, done.stdout + done.stderr
+        return done.returncode, data["local"]
+
+    def apply(self, *argv: str, check: bool = True) -> dict:
+        """``state.apply ollama``; the states by their id and function."""
+        code, states = self.call("state.apply", "ollama", *argv, check=check)
+        assert check is False or code == 0
+        return {f"{row['__id__']} {key.split('_|-')[0]}.{key.rsplit('-', 1)[1]}": row for key, row in states.items()}
+
+    def inspect(self, name: str = "ollama") -> dict:
+        """The container, as Docker shows it."""
+        return self.host.json(["docker", "inspect", name])[0]
+
+    def digests(self, port: int = 11434) -> dict[str, str]:
+        """The models that answer on a port, with their digests."""
+        rows = self.host.json(f"curl -sS --retry 20 --retry-connrefused --retry-delay 1 127.0.0.1:{port}/api/tags")
+        return {row["name"]: row["digest"] for row in rows["models"]}
+
+
+def changes(states: dict) -> dict:
+    """What changed or failed."""
+    return {key: row["changes"] for key, row in states.items() if row["changes"] or row["result"] is not True}
+
+
+@pytest.fixture(scope="module")
+def host(workstation):
+    return workstation
+
+
+@pytest.fixture(scope="module")
+def machine(host):
+    """The bare host with an engine, Salt of the lab's build and this checkout: what a developer has to begin with."""
+    packages = host.run("dpkg-query -f '${Package}\n' -W").stdout
+    host.run(STRIP, check=False)
+    source, target = Host("coredns_host").container, host.container
+    copy = f"docker exec {source} tar -C / -cf - {SALT} | docker exec -i {target} tar -C / -xf -"
+    subprocess.run(["bash", "-o", "pipefail", "-c", copy], check=True, timeout=120)
+    host.run(f"mkdir -p {TREE} {PILLAR}")
+    tree = f"docker exec ai-lab-salt_master tar -C {TREE} -cf - . | docker exec -i {target} tar -C {TREE} -xf -"
+    subprocess.run(["bash", "-o", "pipefail", "-c", tree], check=True, timeout=120)
+    host.run(f"rm -rf {TREE}/etc/*/*.d && cd {TREE} && python3 etc/configure.py --pillar {PILLAR}")
+    made = Machine(host)
+    base = {
+        "platform": {"hosts": {"single": {"address": made.address, "roles": []}}},
+        "containers": {"registry": REGISTRY},
+        "docker": {"daemon": {"insecure-registries": [REGISTRY]}},
+        "models": {"insecure_registries": [REGISTRY]},
+    }
+    host.run(["sh", "-c", f'printf %s "$1" > {PILLAR}/base.json', "sh", json.dumps(base)])
+    host.run(f"""printf 'base:\\n  "*": [site]\\n' > {PILLAR}/top.sls""")
+    yield made
+    host.run(STRIP, check=False)
+    more = set(host.run("dpkg-query -f '${Package}\n' -W").stdout.split()) - set(packages.split())
+    if more:
+        host.run(["apt-get", "-qq", "purge", "--yes", *sorted(more)], timeout=300)
+
+
+def local(**more):
+    return {"memory_mib": 1024, "models": [MODEL]} | more
+
+
+@pytest.fixture
+def served(machine):
+    """The profile ``local`` as a test expects it at its start."""
+    machine.pillar(profiles={"local": local()})
+    machine.apply()
+    return machine
+
+
+def test_one_command_from_nothing_to_a_model_that_answers(machine):
+    machine.pillar(profiles={"local": local()})
+    foreseen = machine.apply("test=True")
+    assert machine.run("docker ps -q", check=False).stdout == ""
+    made = machine.apply()
+    assert {key for key, row in foreseen.items() if row["result"] is None} >= set(changes(made)) - {
+        "firewall-service service.running"
+    }
+    assert MODEL in machine.digests()
+    assert changes(machine.apply()) == {}
+    _, answer = machine.call("ollama.run", MODEL, "Say hello.", "num_predict=4")
+    assert answer.strip()
+
+
+def test_the_container_is_what_pillar_says(served):
+    shown = served.inspect()
+    host = shown["HostConfig"]
+    assert shown["Config"]["User"] == "21003:21003"
+    assert (host["Memory"], host["MemoryReservation"]) == (1024 << 20, 512 << 20)
+    assert host["ReadonlyRootfs"]
+    assert host["RestartPolicy"]["Name"] == "unless-stopped"
+    assert host["LogConfig"] == {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}}
+    assert host["PortBindings"] == {"11434/tcp": [{"HostIp": "127.0.0.1", "HostPort": "11434"}]}
+    assert not host["DeviceRequests"]
+    assert shown["Config"]["Healthcheck"]["Test"] == ["CMD", "ollama", "list"]
+    assert shown["Config"]["Labels"]["com.docker.compose.service"] == "ollama"
+    assert shown["Config"]["Labels"]["monitoring.enable"] == "true"
+    assert "OLLAMA_MAX_LOADED_MODELS=2" in shown["Config"]["Env"]
+    assert shown["State"]["Status"] == "running"
+    whoami = served.run("docker exec ollama cat /proc/self/status").stdout
+    assert "Uid:\t21003" in whoami
+    assert "CapEff:\t0000000000000000" in whoami
+
+
+def test_models_that_were_downloaded_before_are_seen_and_not_written(machine):
+    machine.pillar(profiles={"local": local(models_folder="/srv/ready", cpus=16)})
+    machine.apply()
+    machine.run("echo weights > /srv/ready/here.gguf")
+    assert machine.run("docker exec ollama cat /models/here.gguf").stdout == "weights\n"
+    assert "Read-only" in machine.run("docker exec ollama sh -c 'touch /models/x'", check=False).stderr
+    # A limit above what there is would be refused by Docker.
+    cpus = int(machine.run("nproc").stdout)
+    assert machine.inspect()["HostConfig"]["NanoCpus"] == cpus * 10**9
+
+
+def test_other_programs_find_it_by_the_env_file(served):
+    assert served.run("stat -c %a /etc/ai-platform/ollama.env").stdout.strip() == "644"
+    command = ". /etc/ai-platform/ollama.env; curl -sf $OLLAMA_HOST_BASE_URL/api/version"
+    assert json.loads(served.run(command).stdout)["version"]
+    image = served.inspect()["Config"]["Image"]
+    inside = f"docker run --rm --network ai-platform --env-file /etc/ai-platform/ollama.env --entrypoint sh {image}"
+    told = served.run(f"""{inside} -c 'HOME=/tmp OLLAMA_HOST=$OLLAMA_BASE_URL ollama list'""").stdout
+    assert MODEL in told
+
+
+def test_models_survive_recreation_restart_and_another_image(served):
+    before, first = served.digests(), served.inspect()["Id"]
+    assert MODEL in before
+    served.pillar(profiles={"local": local(memory_mib=1280)})
+    served.apply()
+    assert served.inspect()["Id"] != first
+    assert served.digests() == before
+    served.run("docker restart ollama")
+    assert served.digests() == before
+    second = served.inspect()["Id"]
+    digest = served.run(
+        "docker image inspect -f '{{index .RepoDigests 0}}' $(docker inspect -f {{.Image}} ollama)"
+    ).stdout
+    served.pillar(profiles={"local": local(digest=digest.strip().partition("@")[2])})
+    assert "image" in changes(served.apply())["ollama-local platform_container.running"]
+    assert served.inspect()["Id"] != second
+    assert served.digests() == before
+    served.run("systemctl restart docker", timeout=120)
+    assert served.digests() == before
+
+
+def test_two_profiles_stand_side_by_side_and_one_that_goes_leaves_its_models(machine):
+    both = {"local": local(), "service": {"memory_mib": 512, "memory_reservation_mib": None, "models": [SMALL]}}
+    machine.pillar(run=["local", "service"], profiles=both)
+    machine.apply()
+    assert (set(machine.digests()), set(machine.digests(11438))) == ({MODEL}, {SMALL})
+    before = machine.digests()
+    machine.pillar(run=["service"], profiles=both)
+    assert set(changes(machine.apply())) == {
+        "ollama-containers-retired ollama_container.no_others",
+        "ollama-env file.managed",
+    }
+    assert machine.run("docker ps --format '{{.Names}}'").stdout.split() == ["ollama-service"]
+    machine.pillar(profiles=both)
+    machine.apply()
+    assert machine.digests() == before
+
+
+def test_two_profiles_on_one_port_are_refused_before_anything_runs(served):
+    served.pillar(run=["local", "service"], profiles={"service": {"port": 11434}})
+    code, told = served.call("state.apply", "ollama", check=False)
+    assert code != 0
+    assert "ollama.profiles.service.port" in str(told)
+    assert "profile local has this one" in str(told)
+
+
+def test_a_port_that_a_native_ollama_has_is_refused_with_its_unit(served):
+    served.run("docker cp ollama:/usr/bin/ollama /tmp/native && docker rm -f ollama")
+    native = "systemd-run --unit native-ollama --setenv HOME=/tmp --setenv OLLAMA_HOST=0.0.0.0:11434 /tmp/native serve"
+    served.run(native)
+    try:
+        served.run("curl -sS --retry 20 --retry-connrefused --retry-delay 1 127.0.0.1:11434/api/version")
+        served.pillar(profiles={"local": local(volume="another")})
+        states = served.apply(check=False)
+        refusal = next(iter(states.values()))
+        assert list(states) == ["ollama-local-port ollama_container.port_is_free"]
+        for word in ("Port 11434", "native", "native-ollama.service", "pid ", "ollama.profiles.local.port"):
+            assert word in refusal["comment"]
+        assert "another" not in served.run("docker volume ls -q").stdout
+        assert served.run("docker ps -aq").stdout == ""
+    finally:
+        served.run("systemctl stop native-ollama")
+    served.pillar(profiles={"local": local()})
+    served.apply()
+    assert MODEL in served.digests()
+
+
+def test_a_port_of_another_container_is_refused_with_its_name(served):
+    image = served.inspect()["Config"]["Image"]
+    served.run("docker rm -f ollama")
+    served.run(f"docker run -d --name squatter -p 127.0.0.1:11434:11434 {image}")
+    try:
+        refusal = next(iter(served.apply(check=False).values()))
+        assert refusal["result"] is False
+        assert "container squatter" in refusal["comment"]
+    finally:
+        served.run("docker rm -f squatter")
+    served.apply()
+
+
+def test_a_network_gets_in_only_where_pillar_says_so(machine, master, nginx_proxy):
+    url = f"http://{machine.address}:11434/api/version"
+    machine.pillar(profiles={"local": local()})
+    machine.apply()
+    ask = ["curl", "-s", "-m", "5", url]
+    assert master.run(ask, check=False).returncode != 0
+    machine.pillar(profiles={"local": local(address=machine.address)})
+    code, told = machine.call("state.apply", "ollama", check=False)
+    assert code != 0
+    assert "ollama.profiles.local.sources" in str(told)
+    friend = master.run("ip -4 -o addr show eth0").stdout.split()[3].partition("/")[0]
+    machine.pillar(profiles={"local": local(address=machine.address, sources=[f"{friend}/32"])})
+    warned = machine.apply()["ollama-local-exposed notice.shown"]
+    assert "no authentication" in warned["comment"]
+    assert friend in warned["comment"]
+    assert json.loads(master.run(ask).stdout)["version"]
+    assert nginx_proxy.run(ask, check=False).returncode != 0
+
+
+def test_a_model_that_cannot_be_had_fails_the_run(machine):
+    machine.pillar(profiles={"local": local(models=[f"{REGISTRY}/library/there-is-none:1"], pull_timeout=20)})
+    states = machine.apply(check=False)
+    failed = [key for key, row in states.items() if row["result"] is False]
+    assert failed == ["ollama-local ollama_container.models_present"]
+    assert machine.call("state.apply", "ollama", check=False)[0] != 0
+
+
+def test_everyday_operations(served):
+    _, shown = served.call("ollama.show", "local", MODEL)
+    assert shown["details"]["family"] == "gemma3"
+    assert served.call("ollama.unload", "local", MODEL)[1] is True
+    assert "Listening on" in served.call("ollama.logs", "local", "lines=2000")[1]
+    used = served.call("ollama.disk_use")[1]
+    assert used["models"] == [MODEL]
+    assert used["bytes"] > 250_000_000
+    assert served.call("ollama.stop")[1] is True
+    assert served.inspect()["State"]["Status"] == "exited"
+    assert served.call("ollama.start")[1] is True
+    before = served.digests()
+    assert served.call("ollama.remove")[1] is True
+    assert served.run("docker ps -aq").stdout == ""
+    served.apply()
+    assert served.digests() == before
+    code, told = served.call("ollama.wipe", check=False)
+    assert code != 0
+    assert "confirm=ollama_data" in str(told)
+    assert served.digests() == before
+    served.call("ollama.wipe", "confirm=ollama_data")
+    assert served.digests() == {}
+    assert served.call("ollama.pull", "local", f"http://{SMALL}", "insecure=True")[1]["status"] == "success"
+    assert served.call("ollama.delete", "local", SMALL)[1] is True
+
+
+def test_the_doctor_tells_a_well_one_from_one_that_is_stopped(served):
+    _, told = served.call("ollama.doctor", "out=json", check=False)
+    entries = {row["check"]: row for row in told["entries"]}
+    assert len(entries) == 9
+    assert all(row["actual"] and row["hint"] for row in entries.values())
+    # How fast it answers is the machine's, not the doctor's.
+    assert {name for name, row in entries.items() if not row["ok"]} <= {"slow generation", "throughput near zero"}
+    served.call("ollama.stop")
+    code, told = served.call("ollama.doctor", "out=json", check=False)
+    refused = told["entries"][0]
+    assert code == 1
+    assert refused["ok"] is False
+    assert "container ollama is exited" in refused["actual"]
+    assert "docker logs --tail 100 ollama" in refused["hint"]
+    served.apply()
+    served.call("ollama.pull", "local", f"http://{MODEL}", "insecure=True")
+    served.call("ollama.copy", "local", MODEL, "twin:1")
+    _, told = served.call("ollama.doctor", "out=json", check=False)
+    twins = told["entries"][-1]
+    assert twins["ok"] is False
+    assert "twin:1" in twins["actual"]
+    assert "ollama.delete local" in twins["hint"]
+    served.call("ollama.delete", "local", "twin:1")

@@ -1,0 +1,194 @@
+"""The doctor: what each measurement means, and that every entry has something measured and something to type."""
+
+from __future__ import annotations
+
+import json
+from unittest.mock import Mock
+
+import pytest
+
+from _modules import ollama_doctor as module
+from aiplatform import doctor, examination, settings
+from aiplatform.doctor import Answer
+from aiplatform.ollama_places import Place
+from tests.conftest import CHECKOUT
+
+NATIVE = Place(
+    "node1", "http://127.0.0.1:11434", "http://host.docker.internal:11434", 11434, "0.0.0.0", unit="ollama.service"
+)
+DOCKER = Place(
+    "local", "http://127.0.0.1:11434", "http://ollama:11434", 11434, "127.0.0.1", container="ollama", volume="v"
+)
+GIB = 2**30
+QUICK = Answer("m:1", load=0.1, first=0.2, tokens=16, rate=30.0)
+CRAWLING = Answer("m:1", load=9.0, first=60.0, tokens=16, rate=0.1)
+
+
+def test_refused_from_the_host_names_state_and_who_listens_instead():
+    found = doctor.from_host(
+        DOCKER, "", "Nothing listens", "exited (health: none)", ["nginx (pid 7) on 127.0.0.1:11434"]
+    )
+    assert found.ok is False
+    for word in ("container ollama is exited", "nginx (pid 7)"):
+        assert word in found.actual
+    assert "docker logs --tail 100 ollama" in found.hint
+    assert "journalctl --unit ollama.service" in doctor.from_host(NATIVE, "", "x", "failed", []).hint
+    assert doctor.from_host(NATIVE, "0.17.4", "", "active", []).ok
+
+
+def test_refused_from_a_container_says_which_name_to_use():
+    found = doctor.from_container(DOCKER, False, "it is refused")
+    assert found.ok is False
+    assert "OLLAMA_BASE_URL=http://ollama:11434" in found.hint
+    assert doctor.from_container(NATIVE, None, "there is no Docker").ok
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rate", "free", "ok"),
+    [
+        (0.1, 20e6, 50 * 10**9, True),
+        (0.1, None, 50 * 10**9, True),
+        (0.1, 20_000, 50 * 10**9, False),
+        (0.1, 20e6, 10**9, False),
+        (None, None, 50 * 10**9, False),
+    ],
+)
+def test_a_download_needs_a_registry_a_line_and_a_disk(seconds, rate, free, ok):
+    found = doctor.download("the registry of m:1", seconds, rate, free, 0, "no answer")
+    assert found.ok is ok
+    assert "tinyllama" in found.hint
+
+
+@pytest.mark.parametrize(
+    ("free", "killed", "needed", "ok"),
+    [(8 * GIB, 0, 4 * GIB, True), (3 * GIB, 0, 4 * GIB, False), (8 * GIB, 1, 0, False), (3 * GIB, 0, 0, True)],
+)
+def test_memory_is_what_the_largest_model_needs(free, killed, needed, ok):
+    found = doctor.memory(DOCKER, free, 8 * GIB, killed, needed)
+    assert found.ok is ok
+    assert "ollama.profiles.local.memory_mib" in found.hint
+
+
+@pytest.mark.parametrize(
+    ("wanted", "drivers", "given", "loaded", "ok"),
+    [
+        (False, [], False, [], True),
+        ("auto", [], False, [], True),
+        (True, [], False, [], False),
+        (True, ["nvidia"], True, [{"size_vram": 5}], True),
+        ("auto", ["nvidia"], True, [{"size_vram": 0}], False),
+        (False, ["nvidia"], False, [{"size_vram": 0}], True),
+    ],
+)
+def test_a_gpu_that_is_wanted_has_to_be_used(wanted, drivers, given, loaded, ok):
+    assert doctor.gpu(wanted, drivers, given, loaded).ok is ok
+
+
+def test_a_model_that_does_not_load_says_why():
+    found = doctor.loads("m:1", [], None, "model 'm:1' not found")
+    assert found.ok is False
+    assert "not found" in found.actual
+    assert "ollama pull m:1" in found.hint
+    assert doctor.loads("", ["m:1"], QUICK, "").actual.startswith("m:1 loaded in 0.1 s")
+
+
+def test_slow_and_dead_are_two_things():
+    assert doctor.slow(QUICK, 5, 0.1).ok
+    assert not doctor.slow(CRAWLING, 5, 0.1).ok
+    assert not doctor.slow(None, 5, 0.1).ok
+    assert doctor.dead(QUICK, strict=False, cpus=4, throttled=0.0).ok
+    assert not doctor.dead(CRAWLING, strict=False, cpus=4, throttled=0.0).ok
+    assert not doctor.dead(QUICK, strict=True, cpus=4, throttled=0.0).ok
+    assert not doctor.dead(QUICK, strict=False, cpus=4, throttled=0.9).ok
+
+
+def test_duplicates_are_named_and_the_platforms_own_names_are_none():
+    digests = {"a:1": "x", "b:1": "x", "c:1": "y", "slot-1:latest": "y"}
+    found = doctor.duplicates(digests, {"slot-1:latest"})
+    assert found.ok is False
+    assert found.actual == "a:1 = b:1"
+    assert "ollama.delete <instance> b:1" in found.hint
+    assert doctor.duplicates({"a:1": "x", "alias": "x"}, {"alias"}).ok
+
+
+MANIFEST = "a" * 64
+
+
+@pytest.fixture
+def server(httpserver):
+    """An Ollama with one model, and its registry at the same address."""
+    httpserver.expect_request("/api/version").respond_with_json({"version": "0.17.4"})
+    httpserver.expect_request("/api/tags").respond_with_json({"models": [{"name": "m:1", "size": 5}]})
+    httpserver.expect_request("/api/ps").respond_with_json({"models": []})
+    httpserver.expect_request("/api/show").respond_with_json({"modelfile": f"FROM /blobs/sha256-{MANIFEST}\n"})
+    last = {"done": True, "response": "", "load_duration": 10**9, "eval_count": 16, "eval_duration": 10**9}
+    lines = [{"response": "Hello"}, last]
+    httpserver.expect_request("/api/generate").respond_with_data("".join(json.dumps(line) + "\n" for line in lines))
+    return httpserver
+
+
+@pytest.fixture
+def configure_loader_modules(httpserver, tmp_path):
+    merged = settings.effective({}, CHECKOUT / "salt")
+    name = f"127.0.0.1:{httpserver.port}"
+    merged["ollama"] |= {
+        "api_host": "127.0.0.1",
+        "instances": {"main": {"port": httpserver.port, "unit": "ollama.service", "numa_node": None}},
+        "models": [f"{name}/library/m:1"],
+    }
+    merged["models"]["insecure_registries"] = [name]
+    functions = {
+        "service.show": lambda unit: {"ActiveState": "active", "MainPID": "0"},
+        "platform_container.answers": lambda: False,
+        "ollama.store": lambda instance: str(tmp_path),
+        "gpu.found": list,
+        "gpu.used": lambda: False,
+    }
+    return {module: {"__pillar__": merged, "__salt__": functions, "__context__": {}}}
+
+
+@pytest.mark.usefixtures("configure_loader_modules")
+class TestExamination:
+    def test_every_entry_is_measured_and_has_its_command(self, server, monkeypatch):
+        layers = {
+            "layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{MANIFEST}", "size": 9}]
+        }
+        server.expect_request("/v2/library/m/manifests/1").respond_with_json(layers)
+        server.expect_request(f"/v2/library/m/blobs/sha256:{MANIFEST}").respond_with_data(b"w" * (1 << 20))
+        monkeypatch.setattr(examination.shutil, "disk_usage", lambda path: Mock(free=90 * 10**9))
+        monkeypatch.setattr(examination.footprint, "available", lambda: 90 * 10**9)
+        told = module.doctor(out="json")
+        assert [row["check"] for row in told["entries"]] == [
+            "refused from the host",
+            "refused from a container",
+            "slow or failed download",
+            "out of memory",
+            "GPU not detected",
+            "a model does not load",
+            "slow generation",
+            "throughput near zero",
+            "duplicates",
+        ]
+        assert all(row["actual"] and row["hint"] for row in told["entries"])
+        assert {row["check"]: row["actual"] for row in told["entries"] if not row["ok"]} == {}
+        assert "16.0 tokens/s" in told["entries"][6]["actual"]
+        assert "MB/s" in told["entries"][2]["actual"]
+        assert "<instance>" not in str(told)
+        assert module.__context__["retcode"] == 0
+
+    def test_where_nothing_answers_every_entry_still_does(self):
+        text = module.doctor(patience=1)
+        assert text.count("measured:") == 9
+        assert "FINDING refused from the host" in text
+        assert "systemctl status ollama.service" in text
+        assert "FINDING duplicates" in text
+        assert module.__context__["retcode"] == 1
+
+    def test_a_model_that_is_named_and_not_there_is_a_finding(self, server):
+        server.clear_all_handlers()
+        server.expect_request("/api/generate").respond_with_json({"error": "model 'x:1' not found"}, status=404)
+        told = module.doctor(model="x:1", out="json")
+        loads = next(row for row in told["entries"] if row["check"] == "a model does not load")
+        assert loads["ok"] is False
+        assert "not found" in loads["actual"]
+        assert "ollama pull x:1" in loads["hint"]

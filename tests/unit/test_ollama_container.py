@@ -1,0 +1,248 @@
+"""Ollama in Docker: what a profile becomes, what pillar must not say, and what goes wrong with ports and pulls."""
+
+from __future__ import annotations
+
+from unittest.mock import Mock
+
+import pytest
+
+from _modules import ollama_container as module
+from _states import ollama_container as state
+from aiplatform import containers, firewall, instances, ollama, ollama_container, schema, services, settings
+from aiplatform.errors import NotFoundError, PlatformError
+from tests.conftest import CHECKOUT
+
+SITE = {"platform": {"hosts": {"single": {"address": "192.0.2.5", "roles": []}}}}
+
+
+def effective(**written):
+    return settings.effective(SITE | {"ollama": {"mode": "container"} | written}, CHECKOUT / "salt")
+
+
+def problems(**written):
+    pillar = SITE | {"ollama": {"mode": "container"} | written}
+    merged = settings.effective(pillar, CHECKOUT / "salt")
+    found = schema.problems(merged, CHECKOUT / "salt", written=pillar) or ollama_container.problems(merged)
+    return [str(problem) for problem in found]
+
+
+def arguments(name="local", drivers=(), cpus=32, **written):
+    return ollama_container.arguments(effective(run=[name], **written), name, list(drivers), cpus)
+
+
+def engine(**more):
+    told = arguments(**more)
+    wanted = {key: value for key, value in told.items() if key not in ("image", "timeout") and value is not None}
+    parts = containers.specification(effective()["containers"], "ollama", told["image"], **wanted)
+    return containers.engine_config("ollama", parts, {})
+
+
+def test_two_words_of_pillar_are_enough():
+    assert problems() == []
+    assert list(ollama_container.profiles(effective())) == ["local"]
+
+
+def test_every_profile_that_is_shipped_is_allowed_beside_the_others():
+    assert problems(run=["local", "dev", "prod", "service"]) == []
+    rows = ollama_container.profiles(effective(run=["local", "dev", "prod", "service"])).values()
+    for key in ("port", "name", "volume"):
+        assert len({row[key] for row in rows}) == 4
+    # The native instances' own; `local` takes the place of the first one on a machine that has none.
+    assert not {row["port"] for row in rows} & {11435}
+
+
+def test_what_docker_is_told():
+    made = engine(profiles={"local": {"models_folder": "/srv/ready", "origins": ["https://a.example.com"]}})
+    host = made["HostConfig"]
+    assert made["User"] == "21003:21003"
+    assert (host["Memory"], host["MemoryReservation"]) == (8192 << 20, 4096 << 20)
+    assert host["PortBindings"] == {"11434/tcp": [{"HostIp": "127.0.0.1", "HostPort": "11434"}]}
+    assert host["LogConfig"]["Config"] == {"max-size": "10m", "max-file": "3"}
+    assert host["RestartPolicy"] == {"Name": "unless-stopped"}
+    assert host["ReadonlyRootfs"] is True
+    assert {mount["Target"]: (mount["Source"], mount["ReadOnly"]) for mount in host["Mounts"]} == {
+        "/var/lib/ollama/.ollama": ("ollama_data", False),
+        "/models": ("/srv/ready", True),
+    }
+    assert made["Healthcheck"]["Test"] == ["CMD", "ollama", "list"]
+    assert made["Labels"]["monitoring.enable"] == "true"
+    assert "DeviceRequests" not in host
+    assert "NanoCpus" not in host
+    environment = dict(entry.split("=", 1) for entry in made["Env"])
+    assert environment["OLLAMA_NUM_PARALLEL"] == "2"
+    assert environment["OLLAMA_MAX_LOADED_MODELS"] == "2"
+    assert environment["OLLAMA_ORIGINS"] == "https://a.example.com"
+    assert environment["OLLAMA_KEEP_ALIVE"] == "300"
+    assert environment["OLLAMA_MODELS"].startswith("/var/lib/ollama/.ollama")
+    assert "OLLAMA_PORT" not in environment
+
+
+def test_a_limit_of_cpus_is_never_above_what_there_is():
+    assert engine(name="dev")["HostConfig"]["NanoCpus"] == 4 * 10**9
+    assert engine(name="dev", cpus=2)["HostConfig"]["NanoCpus"] == 2 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("wanted", "drivers", "expected"),
+    [
+        (False, ["nvidia"], None),
+        ("auto", ["nvidia"], "all"),
+        ("auto", ["amd"], None),
+        ("auto", [], None),
+        (True, ["nvidia"], "all"),
+    ],
+)
+def test_a_gpu_is_asked_for_only_where_its_driver_is(wanted, drivers, expected):
+    assert ollama_container.gpus("prod", wanted, drivers) == expected
+
+
+def test_a_gpu_that_is_asked_for_reaches_docker():
+    request = engine(name="prod", drivers=["nvidia"])["HostConfig"]["DeviceRequests"]
+    assert request == [{"Driver": "nvidia", "Count": -1, "Capabilities": [["gpu"]]}]
+
+
+def test_a_gpu_that_is_demanded_and_missing_is_refused():
+    with pytest.raises(PlatformError, match=r"ollama\.profiles\.prod\.gpu.*nvidia-container-toolkit"):
+        ollama_container.gpus("prod", True, ["amd"])
+
+
+def test_the_image_is_ollamas_version_unless_it_is_named():
+    assert arguments()["image"].startswith("docker.io/ollama/ollama:0.")
+    pinned = arguments(container={"digest": "sha256:" + "a" * 64})
+    assert pinned["image"].endswith("@sha256:" + "a" * 64)
+
+
+@pytest.mark.parametrize(
+    ("written", "key", "words"),
+    [
+        ({"run": ["lokal"]}, "ollama.run", "did you mean local"),
+        ({"run": ["local", "dev"], "profiles": {"dev": {"port": 11434}}}, "ollama.profiles.dev.port", "profile local"),
+        ({"run": ["local", "dev"], "profiles": {"dev": {"name": "ollama"}}}, "ollama.profiles.dev.name", "of its own"),
+        (
+            {"run": ["local", "dev"], "profiles": {"dev": {"volume": "ollama_data"}}},
+            "ollama.profiles.dev.volume",
+            "of its own",
+        ),
+        ({"profiles": {"local": {"address": "192.0.2.5"}}}, "ollama.profiles.local.sources", "no authentication"),
+        ({"profiles": {"local": {"address": "0.0.0.0"}}}, "ollama.profiles.local.sources", "no authentication"),
+        ({"profiles": {"local": {"sources": ["192.0.2.0/24"]}}}, "ollama.profiles.local.address", "127.0.0.1"),
+        ({"profiles": {"local": {"memory_reservation_mib": 9000}}}, "memory_reservation_mib", "at most"),
+        ({"run": ["mine"], "profiles": {"mine": {}}}, "ollama.profiles.mine.port", "the port"),
+        ({"profiles": {"local": {"models": ["llama3.2"]}}}, "ollama.profiles.local.models", "its tag"),
+        (
+            {"profiles": {"local": {"environment": {"OLLAMA_PORT": "1"}}}},
+            "ollama.profiles.local.environment",
+            "OLLAMA_PORT",
+        ),
+        ({"profiles": {"local": {"memory": 1}}}, "ollama.profiles.local", "memory"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_its_key(written, key, words):
+    told = "\n".join(problems(**written))
+    assert key in told
+    assert words in told
+
+
+def test_natively_the_profiles_are_nobodys_business():
+    assert problems(mode="native", run=["lokal"]) == []
+    assert ollama_container.rows(effective(mode="native")) == []
+
+
+def test_the_firewall_lets_in_whom_pillar_names_and_nobody_else():
+    def rules(**profile):
+        merged = effective(profiles={"local": profile})
+        return firewall.forward_rules(merged | {"services": services.expand(merged)}, "single")
+
+    assert not any("11434" in rule for rule in rules())
+    opened = [rule for rule in rules(address="192.0.2.5", sources=["192.0.2.64/26"]) if "11434" in rule]
+    assert len(opened) == 1
+    assert opened[0].startswith("ip saddr { 192.0.2.64/26 }")
+    assert rules()[-1].endswith('drop comment "containers"')
+
+
+def test_urls_for_the_host_and_for_containers():
+    merged = effective(profiles={"local": {"address": "0.0.0.0", "sources": ["192.0.2.0/24"], "port": 8434}})
+    row = ollama_container.profile(merged, "local")
+    text = ollama_container.env_text(ollama_container.inner_url(row), ollama_container.host_url(row))
+    assert "OLLAMA_BASE_URL=http://ollama:11434\nOLLAMA_HOST_BASE_URL=http://127.0.0.1:8434\n" in text
+    assert instances.resolve(merged, "local") == "http://127.0.0.1:8434"
+    with pytest.raises(NotFoundError, match="no profile 'node1'"):
+        instances.resolve(merged, "node1")
+
+
+@pytest.fixture
+def configure_loader_modules():
+    pillar = effective(profiles={"local": {"models": ["a:1", "B:1"], "pull_timeout": 5}})
+    return {
+        module: {"__pillar__": pillar, "__salt__": {}, "__grains__": {"num_cpus": 2}},
+        state: {"__salt__": {}, "__opts__": {"test": False}},
+    }
+
+
+@pytest.fixture
+def server(httpserver, monkeypatch):
+    """A programmed Ollama behind the profile."""
+    monkeypatch.setattr(module.described, "host_url", lambda row: httpserver.url_for("").rstrip("/"))
+    return httpserver
+
+
+@pytest.mark.usefixtures("configure_loader_modules")
+class TestModels:
+    def test_what_the_store_has_under_another_spelling_is_not_missing(self, server):
+        server.expect_request("/api/tags").respond_with_json({"models": [{"name": "b:1"}]})
+        assert module.missing("local") == ["a:1"]
+
+    def test_before_it_answers_all_are_missing(self, monkeypatch):
+        monkeypatch.setattr(module.described, "host_url", lambda row: "http://127.0.0.1:9")
+        assert module.missing("local") == ["a:1", "B:1"]
+
+    def test_a_pull_that_breaks_off_is_carried_on_with(self, server):
+        server.expect_ordered_request("/api/pull").respond_with_data('{"status": "pulling"}\n')
+        server.expect_ordered_request("/api/pull").respond_with_data('{"status": "success"}\n')
+        assert module.pull("local", "a:1")["status"] == "success"
+
+    def test_a_pull_that_never_succeeds_ends_and_says_so(self, server):
+        server.expect_request("/api/pull").respond_with_data('{"error": "no space left on device"}\n')
+        with pytest.raises(PlatformError, match=r"after 5 attempts.*no space left"):
+            module.pull("local", "a:1")
+        assert len(server.log) == module.PULL_ATTEMPTS
+
+    def test_a_model_that_is_not_there_is_not_asked_for_again(self, server):
+        server.expect_request("/api/pull").respond_with_data('{"error": "pull model manifest: file does not exist"}\n')
+        with pytest.raises(ollama.ModelNotFound):
+            module.pull("local", "a:1")
+        assert len(server.log) == 1
+
+    def test_a_silent_pull_ends_in_time(self, server, hush, monkeypatch):
+        monkeypatch.setitem(module.__pillar__["ollama"]["profiles"]["local"], "pull_timeout", 0.4)
+        server.expect_request("/api/pull").respond_with_handler(lambda request: hush())
+        with pytest.raises(PlatformError, match=r"not pulled after \d attempts in at most 0\.4 s"):
+            module.pull("local", "a:1")
+
+    def test_one_failure_fails_the_state(self, monkeypatch):
+        pull = Mock(side_effect=PlatformError("no way"))
+        functions = {"ollama_container.missing": lambda name: ["a:1"], "ollama_container.pull": pull}
+        monkeypatch.setattr(state, "__salt__", functions, raising=False)
+        ret = state.models_present("local")
+        assert ret["result"] is False
+        assert "no way" in ret["comment"]
+
+    def test_a_dry_run_pulls_nothing(self, monkeypatch):
+        monkeypatch.setattr(state, "__opts__", {"test": True}, raising=False)
+        functions = {"ollama_container.missing": lambda name: ["a:1"]}
+        monkeypatch.setattr(state, "__salt__", functions, raising=False)
+        ret = state.models_present("local")
+        assert (ret["result"], list(ret["changes"])) == (None, ["a:1"])
+
+    @pytest.mark.parametrize("test", [True, False])
+    def test_a_taken_port_fails_the_state_in_a_dry_run_too(self, monkeypatch, test):
+        monkeypatch.setattr(state, "__opts__", {"test": test}, raising=False)
+        functions = {
+            "ollama_container.port_holders_of": lambda name: ["ollama (pid 7) of ollama.service on :::11434"],
+            "ollama_container.profiles": lambda: {"local": {"port": 11434}},
+        }
+        monkeypatch.setattr(state, "__salt__", functions, raising=False)
+        ret = state.port_is_free("local")
+        assert ret["result"] is False
+        assert "ollama.service" in ret["comment"]
+        assert "nothing was changed" in ret["comment"]
