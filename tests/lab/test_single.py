@@ -1,0 +1,242 @@
+"""A bare Debian server becomes an Ollama server without a master: ``workstation``. It is bare again afterwards.
+
+The lab builds one version of Ollama. The second one here, 0.17.5, is the very same build with its version's text
+changed; 0.17.6 and 0.17.7 are no Ollama at all: the one is silent, the other one ends at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+
+import pytest
+import yaml
+
+from lab import artifacts, deploy
+from lab.topology import BARE
+from tests.lab.conftest import changed_or_failed
+
+CHECKOUT = deploy.TARGET
+SITE = "http://10.89.77.10:8000"
+REGISTRY = "10.89.77.10:5000"
+MODEL = f"{REGISTRY}/library/gemma3-270m:q4_k_m"
+VERSION = artifacts.OLLAMA.version
+OTHER, SILENT, ENDING = "0.17.5", "0.17.6", "0.17.7"
+RELEASES = "/srv/releases"
+PORT = 11500
+# What is there only since these tests: by package, the rest by path.
+PACKAGES = "/root/packages-before"
+STRIP = f"""
+systemctl disable --now ollama ollama-tuning ai-platform-firewall avahi-daemon.socket avahi-daemon
+nft delete table inet ai_platform
+[ -f {PACKAGES} ] && dpkg-query -W -f '${{Package}}\\n' | sort | comm -13 {PACKAGES} - |
+  DEBIAN_FRONTEND=noninteractive xargs -r apt-get -qq purge -y
+rm -rf /opt/salt* /opt/ollama {CHECKOUT} /srv/pillar {RELEASES} /srv/tree /usr/local/bin/salt-call /usr/local/bin/ollama
+rm -rf /etc/salt /var/cache/salt /var/log/salt /var/lib/ollama /var/lib/ai-platform /etc/avahi/services/ollama-* {PACKAGES}
+rm -rf /etc/systemd/system/ollama* /etc/systemd/system/ai-platform-firewall.service /etc/nftables.d/ai_platform.nft
+rm -f /etc/sysctl.d/99-ollama-perf.conf /etc/tmpfiles.d/ollama-perf.conf
+userdel ollama; groupdel ollama
+systemctl daemon-reload; systemctl reset-failed
+"""
+# Runs on the server: makes the releases that the lab has not got of the one that it has.
+MAKE = f"""
+set -e
+mkdir -p {RELEASES}/{VERSION} {RELEASES}/{OTHER} {RELEASES}/{SILENT} {RELEASES}/{ENDING} /srv/tree; cd /srv/tree
+curl -fsS -o {RELEASES}/{VERSION}/ollama-linux-amd64.tar.zst {artifacts.OLLAMA.url}
+tar --zstd -xf {RELEASES}/{VERSION}/ollama-linux-amd64.tar.zst
+LC_ALL=C sed -i 's/{re.escape(VERSION)}/{OTHER}/g' bin/ollama
+tar -I 'zstd -1' -cf {RELEASES}/{OTHER}/ollama-linux-amd64.tar.zst bin lib
+printf '#!/bin/sh\\nexec sleep infinity\\n' > bin/ollama
+tar --zstd -cf {RELEASES}/{SILENT}/ollama-linux-amd64.tar.zst bin
+printf '#!/bin/sh\\nexit 1\\n' > bin/ollama
+tar --zstd -cf {RELEASES}/{ENDING}/ollama-linux-amd64.tar.zst bin
+cd {RELEASES}; sha256sum */*.zst
+"""
+
+
+class Server:
+    """The server, as its operator sees it."""
+
+    def __init__(self, host):
+        self.run = host.run
+        self.url = f"http://127.0.0.1:{PORT}"
+        self.hashes = {VERSION: {"amd64": artifacts.OLLAMA.manifest()["sha256"]}}
+        self.source = artifacts.OLLAMA.url.replace(VERSION, "{version}").replace("amd64", "{arch}")
+
+    def pillar(self, **changes):
+        """Write the site's pillar: the few lines, and what a test has changed in them."""
+        ollama = {
+            "version": VERSION,
+            "source": self.source,
+            "hashes": self.hashes,
+            "api_host": "0.0.0.0",
+            "api_port": PORT,
+            "models_dir": "/var/lib/ollama/models",
+            "models": [MODEL],
+            "memory_max_mib": 1200,
+            "num_parallel": 1,
+            "ready_timeout": 10,
+        }
+        text = yaml.safe_dump(
+            {
+                "ollama": ollama | changes,
+                "services": {"ollama": {"reach": ["containers", "10.89.77.10/32"]}},
+                "models": {"insecure_registries": [REGISTRY]},
+            },
+            width=500,
+        )
+        script = 'mkdir -p /srv/pillar && printf %s "$1" > /srv/pillar/single.sls'
+        self.run(["sh", "-c", script, "sh", text])
+
+    def apply(self, *words):
+        """``salt-call --local state.apply ollama``; returns the states, by id."""
+        command = ["salt-call", "--local", "--out=json", "--log-level=quiet", "state.apply", "ollama", *words]
+        done = self.run(["sh", "-c", f'cd {CHECKOUT} && exec "$@"', "sh", *command], timeout=300, check=False)
+        rows = json.loads(done.stdout)["local"]
+        assert isinstance(rows, dict), rows
+        found = {f"{row['__id__']} {key.split('_|-')[0]}": row for key, row in rows.items()}
+        failed = [key for key, row in found.items() if row["result"] is False]
+        assert bool(done.returncode) is bool(failed), (done.returncode, failed)
+        return found
+
+    def answers(self):
+        """The version that answers."""
+        return json.loads(self.run(["curl", "-fsS", "-m", "5", f"{self.url}/api/version"]).stdout)["version"]
+
+
+@pytest.fixture(scope="module")
+def server(workstation):
+    """The server with this checkout and a pillar, and nothing else."""
+    workstation.run(STRIP, check=False)
+    workstation.run(f"dpkg-query -W -f '${{Package}}\\n' | sort > {PACKAGES}")
+    deploy.copy_tree(BARE, [name for name in deploy.tree() if not name.startswith(("tests/", "lab/", "docs/"))])
+    found = Server(workstation)
+    found.pillar()
+    yield found
+    workstation.run(STRIP, check=False, timeout=180)
+
+
+@pytest.fixture(scope="module")
+def installed(server):
+    """The states of the first run."""
+    left = server.run("ls -d /opt/* /etc/salt /usr/local/bin/salt-call /usr/local/bin/ollama", check=False).stdout
+    assert left == ""
+    server.run(f"WHEELHOUSE={SITE}/wheels/ {CHECKOUT}/etc/install-single.sh /srv/pillar", timeout=300)
+    return server.apply()
+
+
+@pytest.fixture(scope="module")
+def releases(server, installed):
+    """Further releases, on the server itself."""
+    lines = server.run(MAKE).stdout.splitlines()
+    server.hashes = {line.split()[1].split("/")[0]: {"amd64": line.split()[0]} for line in lines}
+    server.source = f"file://{RELEASES}/{{version}}/ollama-linux-{{arch}}.tar.zst"
+
+
+def test_a_few_lines_of_pillar_make_a_bare_server_answer(installed, server):
+    assert not [row["comment"] for row in installed.values() if row["result"] is not True]
+    assert server.answers() == VERSION
+    assert server.run("systemctl is-enabled ollama").stdout.strip() == "enabled"
+
+
+def test_a_second_run_changes_nothing_and_a_dry_one_says_so(installed, server):
+    assert changed_or_failed(server.apply("test=True")) == {}
+    assert changed_or_failed(server.apply()) == {}
+
+
+def test_the_models_of_pillar_are_there_and_answer(installed, server):
+    listed = json.loads(server.run(["curl", "-fsS", f"{server.url}/v1/models"]).stdout)["data"]
+    assert [row["id"] for row in listed] == [MODEL]
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 4, "stream": True}
+    words = ["curl", "-fsS", "-m", "100", f"{server.url}/v1/chat/completions", "-d", json.dumps(body)]
+    chunks = [line for line in server.run(words).stdout.splitlines() if line.startswith("data: ")]
+    assert len(chunks) > 2
+    assert chunks[-1] == "data: [DONE]"
+    loaded = json.loads(server.run(["curl", "-fsS", f"{server.url}/api/ps"]).stdout)["models"]
+    assert loaded[0]["details"]["quantization_level"] == "Q4_K_M"
+
+
+def test_user_store_limits_and_devices_are_what_pillar_and_host_say(installed, server):
+    shown = server.run("systemctl show ollama -p User -p Group -p MemoryMax -p PrivateDevices -p Environment").stdout
+    assert "User=ollama\nGroup=ollama\n" in shown
+    assert f"MemoryMax={1200 * 2**20}\n" in shown
+    assert "PrivateDevices=yes" in shown  # no GPU here
+    assert "OLLAMA_NUM_PARALLEL=1" in shown
+    assert server.run("stat -c '%U:%G %a' /var/lib/ollama/models").stdout == "ollama:ollama 750\n"
+
+
+def test_whom_pillar_names_gets_through_and_nobody_else(installed, server, master, coredns_host, workstation):
+    address = workstation.run("hostname -I").stdout.split()[0]
+    ask = f"curl -sS -m 3 http://{address}:{PORT}/api/version"
+    assert VERSION in master.run(ask).stdout
+    assert coredns_host.run(ask, check=False).stdout == ""
+
+
+def test_another_processor_is_refused_by_its_name(installed, server):
+    path = f"{CHECKOUT}/etc/masterless/minion.d/processor.conf"
+    server.run(f"echo 'grains: {{cpuarch: riscv64}}' > {path}")
+    try:
+        row = server.apply("test=True")["ollama-release ollama"]
+    finally:
+        server.run(f"rm {path}")
+    assert row["result"] is False
+    assert "expected: x86_64 or aarch64; actual: riscv64" in row["comment"]
+
+
+def test_an_upgrade_is_an_edit_of_the_version_and_the_models_stay(releases, server):
+    server.pillar(version=OTHER)
+    predicted = server.apply("test=True")["ollama-current ollama"]["changes"]
+    done = server.apply()["ollama-current ollama"]
+    assert (done["result"], done["changes"]) == (True, predicted)
+    assert done["changes"]["current"] == {"old": VERSION, "new": OTHER}
+    assert server.answers() == OTHER
+    assert MODEL in server.run(["curl", "-fsS", f"{server.url}/api/tags"]).stdout
+    assert changed_or_failed(server.apply()) == {}
+
+
+@pytest.mark.parametrize(("broken", "why"), [(SILENT, "does not answer within 10 s"), (ENDING, "keeps ending")])
+def test_a_version_that_does_not_answer_is_taken_back_and_the_old_one_serves(releases, server, broken, why):
+    server.pillar(version=OTHER)
+    server.apply()
+    server.pillar(version=broken)
+    row = server.apply()["ollama-current ollama"]
+    assert row["result"] is False
+    assert f"Version {broken} does not serve; the host is back on {OTHER}, which answers" in row["comment"]
+    assert why in row["comment"]
+    assert server.answers() == OTHER
+    assert server.run("readlink /opt/ollama/current").stdout.strip() == f"/opt/ollama/{OTHER}"
+    server.pillar(version=OTHER)
+    assert changed_or_failed(server.apply()) == {}
+
+
+def test_a_downgrade_is_the_same_edit_and_needs_no_download(releases, server):
+    server.run(f"mv {RELEASES} {RELEASES}.away")
+    try:
+        server.pillar(version=VERSION)
+        changed = changed_or_failed(server.apply())
+    finally:
+        server.run(f"mv {RELEASES}.away {RELEASES}")
+    assert list(changed) == ["ollama-current ollama"]
+    assert server.answers() == VERSION
+
+
+def test_a_release_with_another_hash_is_refused_and_what_runs_stays(releases, server):
+    wrong = server.hashes | {OTHER: {"amd64": hashlib.sha256(b"").hexdigest()}}
+    server.pillar(version=OTHER, hashes=wrong)
+    row = server.apply()["ollama-release ollama"]
+    assert row["result"] is False
+    assert server.answers() == VERSION
+
+
+def test_the_server_makes_itself_known_where_that_is_configured_and_not_otherwise(installed, server):
+    record = "/etc/avahi/services/ollama-main.service"
+    assert server.run(f"test -e {record}", check=False).returncode == 1
+    server.pillar(discovery=["avahi"])
+    assert not [row for row in server.apply().values() if row["result"] is not True]
+    server.run("DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends -y avahi-utils >/dev/null")
+    found = server.run("timeout 10 avahi-browse --resolve --parsable --terminate _ollama._tcp").stdout
+    assert re.search(rf"^=;.*;_ollama\._tcp;.*;{PORT};", found, re.MULTILINE), found
+    server.pillar()
+    server.apply()
+    assert server.run(f"test -e {record}", check=False).returncode == 1
