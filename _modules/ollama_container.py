@@ -65,19 +65,6 @@ def url(profile: str) -> str:
     return described.host_url(described.profile(__pillar__, profile))
 
 
-def env_text() -> str:
-    """Return the env file of this host: ``OLLAMA_BASE_URL`` and ``OLLAMA_HOST_BASE_URL`` of the first profile.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt-call --local ollama_container.env_text
-    """
-    first = next(iter(described.profiles(__pillar__).values()))
-    return described.env_text(described.inner_url(first), described.host_url(first))
-
-
 def port_holders_of(profile: str) -> list[str]:
     """Return, in words, who keeps a profile from its port: processes, units, containers; empty where it is free.
 

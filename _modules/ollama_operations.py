@@ -35,6 +35,18 @@ def places() -> list[dict[str, Any]]:
     return [vars(place) for place in ollama_places.every(__pillar__)]
 
 
+def env_text() -> str:
+    """Return the env file of this host: ``OLLAMA_BASE_URL`` and ``OLLAMA_HOST_BASE_URL`` of its first Ollama.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call ollama.env_text
+    """
+    return ollama_places.env_text(ollama_places.place(__pillar__))
+
+
 def run(model: str, prompt: str, instance: str = "", num_predict: int = 256, deadline: float = 300.0) -> str:
     """Return a model's answer to one prompt, as text.
 

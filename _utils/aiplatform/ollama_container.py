@@ -23,7 +23,6 @@ HOME = "/var/lib/ollama"
 DATA = f"{HOME}/.ollama"
 MODELS = "/models"
 PIDS = 2048
-ENV_FILE = "/etc/ai-platform/ollama.env"
 ANYWHERE = "0.0.0.0"  # noqa: S104 (compared and told to a container; who gets in is the published address)
 
 
@@ -151,18 +150,6 @@ def host_url(row: Profile) -> str:
 def inner_url(row: Profile) -> str:
     """Return the base URL of a profile for containers in its network: by its name, never by localhost."""
     return f"http://{row['name']}:{PORT}"
-
-
-def env_text(base: str, host_base: str) -> str:
-    """Return the env file by which other programs find Ollama.
-
-    base, host_base
-        The base URL for containers, and the one for programs on the host.
-    """
-    return (
-        "# Where Ollama is, managed by Salt: for containers of its network, and for programs on this host.\n"
-        f"OLLAMA_BASE_URL={base}\nOLLAMA_HOST_BASE_URL={host_base}\n"
-    )
 
 
 def image(settings: Settings, row: Profile) -> str:

@@ -94,6 +94,14 @@ def every(settings: Settings) -> list[Place]:
     return [place(settings, name) for name in names]
 
 
+def env_text(first: Place) -> str:
+    """Return the env file by which other programs of a host find its first Ollama."""
+    return (
+        "# Where Ollama is, managed by Salt: for containers of this host, and for programs on it.\n"
+        f"OLLAMA_BASE_URL={first.inner_url}\nOLLAMA_HOST_BASE_URL={first.url}\n"
+    )
+
+
 def demand_confirmation(confirm: str, wanted: str, what: str) -> None:
     """Refuse to destroy anything that is not named once more.
 

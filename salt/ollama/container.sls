@@ -61,10 +61,3 @@ ollama-{{ name }}:
     - require:
       - ollama: ollama-{{ name }}
 {% endfor %}
-# For other programs of this host: a service's EnvironmentFile, a container's env_file.
-ollama-env:
-  file.managed:
-    - name: /etc/ai-platform/ollama.env
-    - contents: {{ salt["ollama_container.env_text"]() | json }}
-    - mode: "0644"
-    - makedirs: true

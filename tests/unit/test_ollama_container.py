@@ -8,7 +8,17 @@ import pytest
 
 from _modules import ollama_container as module
 from _states import ollama_container as state
-from aiplatform import containers, firewall, instances, ollama, ollama_container, schema, services, settings
+from aiplatform import (
+    containers,
+    firewall,
+    instances,
+    ollama,
+    ollama_container,
+    ollama_places,
+    schema,
+    services,
+    settings,
+)
 from aiplatform.errors import NotFoundError, PlatformError
 from tests.conftest import CHECKOUT
 
@@ -162,8 +172,7 @@ def test_the_firewall_lets_in_whom_pillar_names_and_nobody_else():
 
 def test_urls_for_the_host_and_for_containers():
     merged = effective(profiles={"local": {"address": "0.0.0.0", "sources": ["192.0.2.0/24"], "port": 8434}})
-    row = ollama_container.profile(merged, "local")
-    text = ollama_container.env_text(ollama_container.inner_url(row), ollama_container.host_url(row))
+    text = ollama_places.env_text(ollama_places.place(merged))
     assert "OLLAMA_BASE_URL=http://ollama:11434\nOLLAMA_HOST_BASE_URL=http://127.0.0.1:8434\n" in text
     assert instances.resolve(merged, "local") == "http://127.0.0.1:8434"
     with pytest.raises(NotFoundError, match="no profile 'node1'"):

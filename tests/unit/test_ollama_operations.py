@@ -64,6 +64,12 @@ def test_the_first_one_is_meant_where_none_is_named(mode):
     assert ollama_places.place(pillar(mode)).name == {"native": "node1", "container": "local"}[mode]
 
 
+def test_the_env_file_names_it_for_containers_and_for_the_host(mode):
+    lines = module.env_text().splitlines()
+    inner = {"native": "http://host.docker.internal:11434", "container": "http://ollama:11434"}[mode]
+    assert lines[1:] == [f"OLLAMA_BASE_URL={inner}", "OLLAMA_HOST_BASE_URL=http://127.0.0.1:11434"]
+
+
 def test_a_name_that_is_not_there_is_refused_with_the_nearest(mode):
     with pytest.raises(NotFoundError, match="did you mean"):
         ollama_places.place(pillar(mode), {"native": "node2", "container": "lokal"}[mode])
