@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest
 HOST ?= salt_master
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env master lab lab-down lab-status lab-shell soak test unit functional integration lab-test lint lock clean
+.PHONY: help env master single lab lab-down lab-status lab-shell soak test unit functional integration lab-test lint lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ lab-shell: $(READY) ## a root shell on HOST= (salt_master)
 
 master: ## make this server the Salt master of one's own hosts (root)
 	@etc/install-master.sh
+
+single: ## make this server one without a master (root); docs/single.md
+	@etc/install-single.sh
 
 soak: lab ## 10,000 hostile requests; servers killed; twenty rotations under load; binding; make lab killed (results in docs)
 	@HOSTILE_RESULTS=docs/hostile-soak.json $(PYTEST) tests/soak/test_hostile.py

@@ -26,14 +26,15 @@ OTHER, SILENT, ENDING = "0.17.5", "0.17.6", "0.17.7"
 RELEASES = "/srv/releases"
 PORT = 11500
 # What is there only since these tests: by package, the rest by path.
-PACKAGES = "/root/packages-before"
+PACKAGES = "/var/tmp/packages-before"
 STRIP = f"""
 systemctl disable --now ollama ollama-tuning ai-platform-firewall avahi-daemon.socket avahi-daemon
 nft delete table inet ai_platform
 [ -f {PACKAGES} ] && dpkg-query -W -f '${{Package}}\\n' | sort | comm -13 {PACKAGES} - |
   DEBIAN_FRONTEND=noninteractive xargs -r apt-get -qq purge -y
 rm -rf /opt/salt* /opt/ollama {CHECKOUT} /srv/pillar {RELEASES} /srv/tree /usr/local/bin/salt-call /usr/local/bin/ollama
-rm -rf /etc/salt /var/cache/salt /var/log/salt /var/lib/ollama /var/lib/ai-platform /etc/avahi/services/ollama-* {PACKAGES}
+rm -rf /etc/salt /var/cache/salt /var/log/salt /var/lib/ollama /var/lib/ai-platform {PACKAGES}
+rm -f /etc/avahi/services/ollama-*
 rm -rf /etc/systemd/system/ollama* /etc/systemd/system/ai-platform-firewall.service /etc/nftables.d/ai_platform.nft
 rm -f /etc/sysctl.d/99-ollama-perf.conf /etc/tmpfiles.d/ollama-perf.conf
 userdel ollama; groupdel ollama

@@ -23,6 +23,7 @@ ITEMS = {
     "DOC": 4,
     "OLL": 9,
     "NUM": 7,
+    "SGL": 11,
     "CON": 21,
     "LOC": 9,
     "TRB": 14,
