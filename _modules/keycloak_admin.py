@@ -12,7 +12,7 @@ import requests
 from keycloak import KeycloakAdmin
 from keycloak.exceptions import KeycloakAuthenticationError, KeycloakError, KeycloakGetError
 
-from aiplatform import containers, keycloak
+from aiplatform import keycloak
 from aiplatform.errors import PlatformError
 
 TIMEOUT = 30
@@ -36,25 +36,6 @@ def site() -> dict[str, Any]:
         "mapper": keycloak.MAPPER,
         "user": keycloak.first_user(__pillar__),
     }
-
-
-def secrets_env() -> str:
-    """Return the text of the container's file of secrets; called in an SLS only.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt-call --local keycloak_admin.secrets_env
-    """
-    read = __salt__["platform_secret.read"]
-    return containers.secrets_text(
-        {
-            "KC_DB_PASSWORD": read("databases", "keycloak"),
-            "KC_BOOTSTRAP_ADMIN_USERNAME": __pillar__["keycloak"]["admin"],
-            PASSWORD: read("keycloak", "admin_password"),
-        }
-    )
 
 
 def answers() -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
-
 from aiplatform import webui
 
 
@@ -46,16 +44,3 @@ def hosts() -> dict[str, str]:
         salt ai_server openwebui.hosts
     """
     return webui.known_hosts(__pillar__)
-
-
-def database_url(password: str) -> str:
-    """Return the address of the database; called in an SLS only, since it returns what it is given.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt-call --local openwebui.database_url '<password>'
-    """
-    database = __pillar__["openwebui"]["database"]
-    return f"postgresql://{database['user']}:{quote(password, safe='')}@{database['host']}/{database['name']}"

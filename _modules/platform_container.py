@@ -41,18 +41,6 @@ def folder(name: str) -> str:
     return f"{__pillar__['containers']['folder']}/{name}"
 
 
-def secrets_env(**values: Any) -> str:
-    """Return settings as the text of a ``secrets.env``; called in an SLS only, since it returns what it is given.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt-call --local platform_container.secrets_env GREETING='Good day'
-    """
-    return containers.secrets_text({key: value for key, value in values.items() if not key.startswith("__")})
-
-
 def answers() -> bool:
     """Return whether Docker answers on this host.
 

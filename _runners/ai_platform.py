@@ -210,6 +210,8 @@ def _rotate(number: int, model: str | None, force: bool, test: bool) -> dict[str
         pillar_edit.write(path, before)
         raise
     applied = __salt__["salt.execute"](hosts, "state.apply", ["models"], tgt_type="list")
+    # Outside of states a minion answers by the pillar it last got.
+    _ask(hosts, "saltutil.refresh_pillar", {"wait": True})
     done = {host: applied.get(host, False) for host in hosts}
     return rotation.data(number, wanted, path, done, edited, time.time())
 

@@ -238,13 +238,20 @@ def _choose(pillar: dict[str, Any], test: bool) -> dict[str, Any]:
     hosts = list(services.hosts_of(pillar, "ai_server"))
     if test and _unmeasured(hosts):
         return {"changes": settle.LATER, "comment": "Would be chosen anew"}
-    return settle.settle(pillar, _results(hosts), settle.Places.of(__opts__, pillar), test) | {"pillar": pillar}
+    chosen = settle.settle(pillar, _results(hosts), settle.Places.of(__opts__, pillar), test)
+    if chosen["selection"] != pillar["selection"] and not test:
+        _refresh_pillar(hosts)
+    return chosen | {"pillar": pillar}
+
+
+def _refresh_pillar(hosts: list[str]) -> None:
+    """Have the hosts fetch their pillar: outside of states a minion answers by the one it last got."""
+    __salt__["salt.execute"](hosts, "saltutil.refresh_pillar", kwarg={"wait": True}, tgt_type="list")
 
 
 def _unmeasured(hosts: list[str]) -> bool:
     """Return whether any host would still measure something; one that cannot say yet would."""
-    # Outside of states a minion answers by the pillar it last got.
-    __salt__["salt.execute"](hosts, "saltutil.refresh_pillar", kwarg={"wait": True}, tgt_type="list")
+    _refresh_pillar(hosts)
     plans = __salt__["salt.execute"](hosts, "benchmark.plan", tgt_type="list")
     missing = __salt__["salt.execute"](hosts, "benchmark.to_be_pulled", tgt_type="list")
     ready = [

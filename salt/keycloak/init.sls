@@ -47,13 +47,14 @@ keycloak-admin:
     - previous: {{ files }}/secrets.env
 
 keycloak-secrets:
-  file.managed:
+  platform_secret.file:
     - name: {{ files }}/secrets.env
-    - contents: {{ salt["keycloak_admin.secrets_env"]() | json }}
+    - settings:
+        KC_DB_PASSWORD: "{databases:keycloak}"
+        KC_BOOTSTRAP_ADMIN_USERNAME: {{ keycloak.admin }}
+        KC_BOOTSTRAP_ADMIN_PASSWORD: "{keycloak:admin_password}"
     - user: {{ keycloak.uid }}
     - group: {{ keycloak.uid }}
-    - mode: "0400"
-    - show_changes: false
     - require:
       - file: keycloak-files-folder
       - keycloak: keycloak-admin
@@ -74,7 +75,7 @@ keycloak:
     - require:
       - sls: containers
       - file: keycloak-data-folder
-      - file: keycloak-secrets
+      - platform_secret: keycloak-secrets
 
 keycloak-master:
   keycloak.realm_present:

@@ -3,8 +3,7 @@
 {% set openclaw = pillar.openclaw %}
 {% set folder = pillar.platform.data_root ~ "/openclaw" %}
 {% set token_file = "/etc/openclaw/token" %}
-{% set token = salt["platform_secret.optional"]("openclaw", "telegram_token") %}
-{% if token %}
+{% if salt["platform_secret.optional"]("openclaw", "telegram_token") %}
 openclaw-python:
   pkg.installed:
     - pkgs: {{ pillar.salt_minion.packages[grains.os_family] | json }}
@@ -70,13 +69,11 @@ openclaw-settings:
       - file: openclaw-folders
 
 openclaw-token:
-  file.managed:
+  platform_secret.file:
     - name: {{ token_file }}
-    - contents: {{ token | json }}
+    - content: "{openclaw:telegram_token}"
     - user: openclaw
     - group: openclaw
-    - mode: "0400"
-    - show_changes: false
     - require:
       - file: openclaw-folders
 
@@ -97,7 +94,7 @@ openclaw:
       - salt_venv: openclaw-environment
       - file: openclaw-program
       - file: openclaw-settings
-      - file: openclaw-token
+      - platform_secret: openclaw-token
       - file: openclaw-unit
 {% else %}
 openclaw-skipped:

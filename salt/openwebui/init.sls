@@ -46,20 +46,17 @@ openwebui-authorities:
       - sls: trust
 
 openwebui-secrets:
-  file.managed:
+  platform_secret.file:
     - name: {{ folder }}/secrets.env
-    - contents: {{ salt["platform_container.secrets_env"](
-        WEBUI_SECRET_KEY=salt["platform_secret.read"]("openwebui", "secret_key"),
-        WEBUI_ADMIN_PASSWORD=salt["platform_secret.read"]("openwebui", "admin_password"),
-        OAUTH_CLIENT_SECRET=salt["platform_secret.read"]("keycloak", "client_secret"),
-        OPENID_PROVIDER_URL=salt["platform_secret.read"]("keycloak", "oidc_url"),
-        QDRANT_API_KEY=salt["platform_secret.read"]("qdrant", "api_key"),
-        DATABASE_URL=salt["openwebui.database_url"](salt["platform_secret.read"]("databases", "openwebui")),
-      ) | json }}
+    - settings:
+        WEBUI_SECRET_KEY: "{openwebui:secret_key}"
+        WEBUI_ADMIN_PASSWORD: "{openwebui:admin_password}"
+        OAUTH_CLIENT_SECRET: "{keycloak:client_secret}"
+        OPENID_PROVIDER_URL: "{keycloak:oidc_url}"
+        QDRANT_API_KEY: "{qdrant:api_key}"
+        DATABASE_URL: "postgresql://{{ openwebui.database.user }}:{databases:openwebui|urlencode}@{{ openwebui.database.host }}/{{ openwebui.database.name }}"
     - user: {{ openwebui.uid }}
     - group: {{ openwebui.uid }}
-    - mode: "0400"
-    - show_changes: false
     - require:
       - file: openwebui-files
 
@@ -90,4 +87,4 @@ openwebui:
       - file: openwebui-data
       - file: openwebui-rules
       - file: openwebui-authorities
-      - file: openwebui-secrets
+      - platform_secret: openwebui-secrets

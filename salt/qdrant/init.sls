@@ -21,15 +21,13 @@ qdrant-files:
     - require:
       - file: containers-folder
 
-# An empty key would leave Qdrant open to everybody who reaches it: platform_secret.read refuses what is not there.
+# An empty key would leave Qdrant open to everybody who reaches it: what is not there is refused.
 qdrant-secrets:
-  file.managed:
+  platform_secret.file:
     - name: {{ folder }}/secrets.env
-    - contents: {{ salt["platform_container.secrets_env"](QDRANT__SERVICE__API_KEY=salt["platform_secret.read"]("qdrant", "api_key")) | json }}
+    - settings: {QDRANT__SERVICE__API_KEY: "{qdrant:api_key}"}
     - user: {{ qdrant.uid }}
     - group: {{ qdrant.uid }}
-    - mode: "0400"
-    - show_changes: false
     - require:
       - file: qdrant-files
 
@@ -66,4 +64,4 @@ qdrant:
     - require:
       - sls: containers
       - file: qdrant-data
-      - file: qdrant-secrets
+      - platform_secret: qdrant-secrets

@@ -111,6 +111,9 @@ def test_no_host_shows_a_secret(host, place, values):
 
     What a person asks for by ``vault.read_secret`` is kept with that job, for root to read, and is not looked at.
     """
+    if (host, place) == ("ai_server", "cache"):
+        # What a minion rendered last is kept; these handle the most secrets.
+        Host("salt_master").run(["salt", "ai_server", "state.apply", "postgres,keycloak,qdrant,openwebui"], check=False)
     found = search(Host(host), values, place)
     assert found == []
 
@@ -132,7 +135,8 @@ def test_no_command_line_holds_a_secret(master, values):
         ["salt", "--out=json", "--static", "*", "pillar.items"],
         ["salt", "--out=json", "--static", "*", "grains.items"],
         ["salt", "--out=json", "ai_server", "state.apply", "vault,ollama"],
-        ["salt", "--out=json", "ai_server", "state.show_sls", "vault"],
+        ["salt", "--out=json", "ai_server", "state.apply", "postgres,keycloak,qdrant,openwebui"],
+        ["salt", "--out=json", "ai_server", "state.show_sls", "vault,postgres,keycloak,qdrant,openwebui"],
         ["salt-run", "--out=json", "vault_server.bootstrap"],
         ["salt-run", "--out=json", "vault_server.status"],
         ["salt-run", "--out=json", "ai_platform.status"],

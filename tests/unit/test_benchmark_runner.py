@@ -37,6 +37,7 @@ def master(checkout, tmp_path, monkeypatch):
             {"model": f"{name}:1", "weights_digest": name, "tokens_per_second": speed} | figures
             for name, speed in speeds.items()
         ]
+        master.asked.clear()
         return runner.choose()
 
     master.measure = measure

@@ -13,6 +13,7 @@ from saltext.vault.utils.vault.exceptions import (
 )
 
 from _modules import platform_secret as module
+from _states import platform_secret as state
 from aiplatform.errors import NotFoundError, PlatformError
 
 
@@ -79,3 +80,44 @@ def test_a_vault_that_cannot_be_asked_is_no_absence(kv, monkeypatch, error):
         module.optional("openclaw", "telegram_token")
     monkeypatch.setitem(module.__opts__, "test", True)
     assert module.optional("openclaw", "telegram_token") == ""
+
+
+# -- the state ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def managed(vault, monkeypatch):
+    """What ``file.managed`` is asked for."""
+    asked = Mock(return_value={"result": True})
+    monkeypatch.setattr(state, "__salt__", {"platform_secret.read": lambda path, key: f"{path}'s {key}"}, raising=False)
+    monkeypatch.setattr(state, "__states__", {"file.managed": asked}, raising=False)
+    return asked
+
+
+def test_a_file_is_filled_when_it_is_written(managed):
+    assert state.file("/x/token", content="{openclaw:token}", user="bot") == {"result": True}
+    managed.assert_called_once_with(
+        "/x/token", contents="openclaw's token", contents_newline=False, mode="0400", show_changes=False, user="bot"
+    )
+
+
+def test_settings_are_lines_that_a_shell_reads(managed):
+    state.file("/x/secrets.env", settings={"URL": "db://me:{databases:me|urlencode}@host/db", "ADMIN": "root"})
+    assert managed.call_args.kwargs["contents"] == "ADMIN=root\nURL=db://me:databases%27s%20me@host/db\n"
+
+
+def test_a_secret_that_cannot_be_had_fails_the_state_and_writes_nothing(managed, monkeypatch):
+    def refuse(path, key):
+        raise PlatformError("The secret cannot be read", where=f"{path} {key}")
+
+    monkeypatch.setattr(state, "__salt__", {"platform_secret.read": refuse}, raising=False)
+    answer = state.file("/x/secrets.env", settings={"KEY": "{qdrant:api_key}"})
+    assert answer["result"] is False
+    assert "qdrant api_key" in answer["comment"]
+    assert not managed.called
+
+
+def test_an_empty_secret_is_refused(managed, monkeypatch):
+    monkeypatch.setattr(state, "__salt__", {"platform_secret.read": lambda path, key: ""}, raising=False)
+    assert state.file("/x/secrets.env", settings={"KEY": "{qdrant:api_key}"})["result"] is False
+    assert not managed.called

@@ -219,6 +219,12 @@ def test_no_path_of_the_other_family(compile_state, sls, minion, system):
     assert not found
 
 
+@pytest.mark.parametrize(("sls", "minion", "system"), CASES)
+def test_no_secret_is_rendered(compile_state, sls, minion, system):
+    """Salt keeps what it renders: in a minion's cache, and as the answer of ``state.show_sls`` in the job cache."""
+    assert "secret of" not in repr(compile_state(sls, minion, system))
+
+
 def test_there_is_something_to_compile():
     assert "salt_minion" in states_of_the_tree()
 

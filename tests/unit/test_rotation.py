@@ -64,6 +64,7 @@ def master(pillar, tmp_path, monkeypatch):
     """The runner on a master with one AI server, which answers from a table."""
     (tmp_path / "slots.sls").write_text("slots:\n  5: {model: null}  # ours\n")
     answers = {"model_slots.misfits": {"ai_server": []}, "state.apply": {"ai_server": applied()}}
+    answers["saltutil.refresh_pillar"] = {"ai_server": True}
     asked = []
 
     def execute(hosts, function, arg=(), tgt_type="glob", kwarg=None):
@@ -98,7 +99,8 @@ def test_a_rotation_writes_pillar_applies_models_and_tells_the_phases(master):
     assert (answer["retcode"], answer["model"], answer["names"]) == (0, "mistral:7b", ["slot-5"])
     assert yaml.safe_load(master.file.read_text()) == {"slots": {5: {"model": "mistral:7b"}}}
     assert "# ours" in master.file.read_text()
-    assert [call[0] for call in master.asked] == ["model_slots.misfits", "state.apply"]
+    called = [call[0] for call in master.asked]
+    assert called == ["model_slots.misfits", "state.apply", "saltutil.refresh_pillar"]
     assert master.asked[0][-1] == {"slot": 5, "model": "mistral:7b", "force": False}
     assert [(row["phase"], row["seconds"]) for row in answer["phases"]["ai_server"]] == [
         ("pull and check", 2.5), ("load", 1.5), ("answer", 0.25), ("move", 0.0)
