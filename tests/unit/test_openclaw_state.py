@@ -61,6 +61,7 @@ def test_the_token_is_in_no_rendered_state(render):
     assert "1:secret" not in str(render("1:secret"))
 
 
+@pytest.mark.parametrize(("slot", "url"), [(1, URLS["node1"]["url"]), (3, URLS["node0"]["url"])])
 def test_it_asks_the_instance_of_its_slot(render, slot, url):
     dataset = options(render("1:a", slot=slot)["openclaw-settings"])["dataset"]
     assert (dataset["ollama_url"], dataset["model"]) == (url, f"slot-{slot}")
