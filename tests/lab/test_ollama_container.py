@@ -89,7 +89,6 @@ def machine(host):
     host.run(f"rm -rf {TREE}/etc/*/*.d && cd {TREE} && python3 etc/configure.py --pillar {PILLAR}")
     made = Machine(host)
     base = {
-        "platform": {"hosts": {"single": {"address": made.address, "roles": []}}},
         "containers": {"registry": REGISTRY},
         "docker": {"daemon": {"insecure-registries": [REGISTRY]}},
         "models": {"insecure_registries": [REGISTRY]},
