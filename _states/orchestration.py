@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from typing import Any
+
+import salt.utils.event
 
 from aiplatform import checks, deploy, hostcheck, tables
 
 # Under this name a minion keeps which modules it has, next to them in its cache.
 DIGEST = "ai_platform_modules"
+# A minion that has other modules starts anew: its process keeps the Python packages that its beacons have imported, and
+# every job inherits them. A moment later, so that this job still answers.
+RESTART = "systemd-run --quiet --on-active=1 systemctl restart salt-minion"
+RESTART_SECONDS = 90
 
 
 def minions(name: str, hosts: list[str]) -> dict[str, Any]:
@@ -43,6 +51,7 @@ def minions(name: str, hosts: list[str]) -> dict[str, Any]:
         synced = _ask(behind, "saltutil.sync_all")
         silent += [host for host in behind if host not in synced]
         _ask(list(synced), "data.update", [DIGEST, wanted])
+        silent += _restart([host for host in synced if answers[host]["data.get"]])
     lines = [checks.sentence(_no_answer().on(host)) for host in silent]
     comment = "\n".join(lines) or f"All answer; modules brought to {', '.join(behind) or 'none'}"
     changes = {host: "modules synced" for host in behind if host not in silent and not __opts__["test"]}
@@ -53,6 +62,20 @@ def _ask(hosts: list[str], function: str | list[str], arguments: list[Any] | Non
     """Return the answers of the minions that answer; of several functions, each answer is ``{function: answer}``."""
     answers = __salt__["saltutil.cmd"](hosts, function, arg=arguments or [], tgt_type="list")
     return {host: answer["ret"] for host, answer in answers.items() if "ret" in answer and not answer.get("failed")}
+
+
+def _restart(hosts: Sequence[str]) -> list[str]:
+    """Restart minions and wait for each to say that it has started; returns those that do not in time."""
+    waited, end = set(hosts), time.monotonic() + RESTART_SECONDS
+    if not waited:
+        return []
+    with salt.utils.event.get_event("master", opts=__opts__, listen=True) as events:
+        _ask(list(hosts), "cmd.run", [RESTART])
+        while waited and time.monotonic() < end:
+            event = events.get_event(wait=5, tag="salt/minion", full=True)
+            if event and event["tag"].endswith("/start"):
+                waited.discard(event["data"]["id"])
+    return sorted(waited)
 
 
 def _no_answer() -> checks.Finding:

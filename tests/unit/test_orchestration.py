@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import types
+
 import pytest
 import salt.key
 from salt.exceptions import CommandExecutionError
@@ -102,6 +105,20 @@ class Minions:
         self.have = have
         self.running = running
         self.synced = []
+        self.restarted = []
+
+    @contextlib.contextmanager
+    def events(self, *_, **__):
+        """The master's events: those that were restarted say that they have started; ``dead`` ones never do."""
+        told = iter([{"tag": "salt/job/1/new", "data": {}}, None])
+
+        def get_event(**_):
+            if event := next(told, None):
+                return event
+            alive = [host for host in self.restarted if host != "dead"]
+            return {"tag": f"salt/minion/{alive[0]}/start", "data": {"id": alive.pop(0)}} if alive else None
+
+        yield types.SimpleNamespace(get_event=get_event)
 
     def cmd(self, hosts, function, arg, **kwargs):
         answers = {host: self.have[host] for host in hosts if self.have[host] is not None}
@@ -113,6 +130,9 @@ class Minions:
             }
         if function == "saltutil.sync_all":
             self.synced += hosts
+        if function == "cmd.run":
+            assert "restart salt-minion" in arg[0]
+            self.restarted += hosts
         if function == "data.update":
             self.have |= dict.fromkeys(hosts, arg[1])
         down = {host: {"failed": True} for host in hosts if host not in answers}
@@ -128,6 +148,8 @@ def ask(monkeypatch):
         salt_functions = {"saltutil.cmd": found.cmd, "saltutil.runner": lambda name: None}
         opts = {"test": test, "timeout": 5, "file_roots": {"base": [str(CHECKOUT / "salt")]}}
         monkeypatch.setattr(state, "__salt__", salt_functions, raising=False)
+        monkeypatch.setattr(state.salt.utils.event, "get_event", found.events)
+        monkeypatch.setattr(state, "RESTART_SECONDS", 0.1)
         monkeypatch.setattr(state, "__opts__", opts, raising=False)
         return state.minions("minions", list(have)), found
 
@@ -149,6 +171,19 @@ def test_minions_that_are_behind_get_the_modules_in_a_dry_run_too(ask, test):
     assert minions.synced == ["b"]
     assert minions.have["b"] == DIGEST
     assert ret["changes"] == ({} if test else {"b": "modules synced"})
+
+
+def test_a_minion_with_other_modules_starts_anew(ask):
+    """What its beacons have imported stays in its process, and every job would inherit it."""
+    ret, minions = ask({"a": DIGEST, "b": "older", "c": ""})
+    assert ret["result"] is True
+    assert (minions.synced, minions.restarted) == (["b", "c"], ["b"])
+
+
+def test_a_minion_that_does_not_come_back_is_named(ask):
+    ret, _ = ask({"a": DIGEST, "dead": "older"})
+    assert ret["result"] is False
+    assert ret["comment"].startswith("host: dead; check: the minion answers")
 
 
 def test_a_minion_that_is_down_is_named_with_the_four_fields(ask):
