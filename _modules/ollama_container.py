@@ -65,6 +65,19 @@ def url(profile: str) -> str:
     return described.host_url(described.profile(__pillar__, profile))
 
 
+def demand_gpu(profile: str) -> bool:
+    """Refuse a profile that demands a GPU on a host whose driver is not loaded.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local ollama_container.demand_gpu prod
+    """
+    described.demand_gpu(profile, described.profile(__pillar__, profile)["gpu"], __salt__["gpu.found"]())
+    return True
+
+
 def port_holders_of(profile: str) -> list[str]:
     """Return, in words, who keeps a profile from its port: processes, units, containers; empty where it is free.
 

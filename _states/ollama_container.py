@@ -38,6 +38,27 @@ def port_is_free(name: str) -> dict[str, Any]:
     return converge(name, plan=plan, apply=dict, test=__opts__["test"])
 
 
+def gpu_is_there(name: str) -> dict[str, Any]:
+    """A profile that demands a GPU is on a host that has one with its driver. Changes nothing.
+
+    name
+        The profile.
+
+    .. code-block:: yaml
+
+        ollama-prod-gpu:
+          ollama_container.gpu_is_there:
+            - name: prod
+            - failhard: true
+    """
+
+    def plan() -> dict[str, Any]:
+        __salt__["ollama_container.demand_gpu"](name)
+        return {}
+
+    return converge(name, plan=plan, apply=dict, test=__opts__["test"])
+
+
 def models_present(name: str) -> dict[str, Any]:
     """The models that pillar names for a profile are in its store; one that cannot be pulled in time fails the state.
 

@@ -179,25 +179,33 @@ def environment(settings: Settings, row: Profile) -> dict[str, str]:
     }
 
 
-def gpus(name: str, wanted: bool | str, drivers: list[str]) -> str | None:
+def gpus(wanted: bool | str, drivers: list[str]) -> str | None:
     """Return how many GPUs Docker is asked for: ``all``, or None.
 
     wanted
         false, auto or true, as pillar says.
     drivers
         The vendors whose driver is loaded on the host.
-
-    Raises ``PlatformError`` where they are demanded and there is no driver.
     """
-    if wanted is True and "nvidia" not in drivers:
+    return "all" if wanted and "nvidia" in drivers else None
+
+
+def demand_gpu(name: str, wanted: bool | str, drivers: list[str]) -> None:
+    """Refuse a profile that demands a GPU on a host whose driver is not loaded.
+
+    wanted, drivers
+        As of ``gpus``.
+
+    Raises ``PlatformError``.
+    """
+    if wanted is True and not gpus(wanted, drivers):
         raise PlatformError(
-            "The profile demands a GPU, and NVIDIA's driver is not loaded on this host",
+            f"Profile {name} demands a GPU, and NVIDIA's driver is not loaded here; nothing was changed",
             where=f"ollama.profiles.{name}.gpu",
             expected="/proc/driver/nvidia/version",
             actual=f"drivers of {', '.join(drivers)}" if drivers else "no driver",
             hint="install the driver and nvidia-container-toolkit, or set gpu to auto or false",
         )
-    return "all" if wanted and "nvidia" in drivers else None
 
 
 def arguments(settings: Settings, name: str, drivers: list[str], cpus: int) -> dict[str, Any]:
@@ -219,7 +227,7 @@ def arguments(settings: Settings, name: str, drivers: list[str], cpus: int) -> d
         "memory_mib": row["memory_mib"],
         "memory_reservation_mib": row["memory_reservation_mib"],
         "cpus": min(row["cpus"], cpus) if row["cpus"] else None,
-        "gpus": gpus(name, row["gpu"], drivers),
+        "gpus": gpus(row["gpu"], drivers),
         "environment": environment(settings, row),
         "publish": [f"{address}:{row['port']}:{PORT}"],
         "volumes": volumes,

@@ -6,11 +6,16 @@ include:
   - containers
 {% set profiles = salt["ollama_container.profiles"]() %}
 {% for name, profile in profiles.items() %}
-# First of all, and the end of the run: who has the port keeps it, and nothing else is changed.
+# First of all, and the end of the run where they fail: who has the port keeps it, and nothing else is changed.
 ollama-{{ name }}-port:
   ollama_container.port_is_free:
     - name: {{ name }}
     - order: 1
+    - failhard: true
+ollama-{{ name }}-gpu:
+  ollama_container.gpu_is_there:
+    - name: {{ name }}
+    - order: 2
     - failhard: true
 {% endfor %}
 # Before the others start: one that is gone may hold a port that another was given.

@@ -236,6 +236,16 @@ def test_a_port_that_a_native_ollama_has_is_refused_with_its_unit(served):
     assert MODEL in served.digests()
 
 
+def test_a_gpu_that_is_demanded_and_not_there_ends_the_run_before_anything(served):
+    served.pillar(profiles={"local": local(gpu=True, volume="another")})
+    states = served.apply(check=False)
+    assert [row["result"] for row in states.values()] == [True, False]
+    assert "another" not in served.run("docker volume ls -q").stdout
+    assert "NVIDIA's driver is not loaded" in list(states.values())[-1]["comment"]
+    served.pillar(profiles={"local": local(gpu="auto")})
+    assert changes(served.apply()) == {}
+
+
 def test_a_port_of_another_container_is_refused_with_its_name(served):
     image = served.inspect()["Config"]["Image"]
     served.run("docker rm -f ollama")

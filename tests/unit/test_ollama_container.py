@@ -103,7 +103,7 @@ def test_a_limit_of_cpus_is_never_above_what_there_is():
     ],
 )
 def test_a_gpu_is_asked_for_only_where_its_driver_is(wanted, drivers, expected):
-    assert ollama_container.gpus("prod", wanted, drivers) == expected
+    assert ollama_container.gpus(wanted, drivers) == expected
 
 
 def test_a_gpu_that_is_asked_for_reaches_docker():
@@ -113,7 +113,9 @@ def test_a_gpu_that_is_asked_for_reaches_docker():
 
 def test_a_gpu_that_is_demanded_and_missing_is_refused():
     with pytest.raises(PlatformError, match=r"ollama\.profiles\.prod\.gpu.*nvidia-container-toolkit"):
-        ollama_container.gpus("prod", True, ["amd"])
+        ollama_container.demand_gpu("prod", True, ["amd"])
+    ollama_container.demand_gpu("prod", True, ["nvidia"])
+    ollama_container.demand_gpu("prod", "auto", [])
 
 
 def test_the_image_is_ollamas_version_unless_it_is_named():
