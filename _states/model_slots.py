@@ -174,7 +174,11 @@ def _restarts(instance: str) -> bool:
     """Return whether this dry run has found that the instance's service would be started again."""
     unit = __pillar__["ollama"]["instances"][instance]["unit"]
     rows = globals().get("__running__", {}).items()  # Salt gives it to the states of a run
-    return any(row["result"] is None and key.split("_|-")[::2] == ["service", unit] for key, row in rows)
+    # As a service of its own, or because another version comes into use.
+    return any(
+        row["result"] is None and (key.split("_|-")[::2] == ["service", unit] or unit in row["changes"])
+        for key, row in rows
+    )
 
 
 def _await_warmup(unit: str, instance: str) -> None:

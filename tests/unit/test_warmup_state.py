@@ -190,3 +190,19 @@ def test_a_restart_with_another_warm_up_brings_the_models_back_later(monkeypatch
         monkeypatch.setattr(state, f"__{name}__", value, raising=False)
     (tmp_path / "warmup.json").write_text("{}")
     assert bool(state.served("node1", str(tmp_path / "warmup.json"))["changes"]) is again
+
+
+@pytest.mark.parametrize(
+    ("key", "changes", "again"),
+    [
+        ("service_|-ollama-node1_|-ollama.service_|-running", {}, True),
+        ("ollama_|-ollama-current_|-1.1.0_|-in_use", {"current": {}, UNIT: {}}, True),
+        ("ollama_|-ollama-current_|-1.1.0_|-in_use", {"current": {}, "ollama-node0.service": {}}, False),
+        ("file_|-models-warmup-program_|-/usr/local/bin/ollama-warmup_|-managed", {"diff": "x"}, False),
+    ],
+)
+def test_a_dry_run_knows_of_the_restart_that_another_state_predicts(host, monkeypatch, tmp_path, key, changes, again):
+    monkeypatch.setitem(state.__opts__, "test", True)
+    monkeypatch.setattr(state, "__running__", {key: {"result": None, "changes": changes}}, raising=False)
+    told = state.served("node1", warmup=str(tmp_path / "another.json"))["changes"]
+    assert ("node1" in told) is again
