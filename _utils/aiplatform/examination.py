@@ -196,6 +196,9 @@ class Examination:
             cache = stats.get("stats", {})
             kept = cache.get("inactive_file", cache.get("total_inactive_file", 0))
             free = min(free, limit - stats.get("usage", 0) + kept)
+        if self.answer is None and self.pid:
+            # What a load that fails is killed for shows only afterwards.
+            self.__dict__.pop("inspected", None)
         killed = int(bool(self.inspected.get("State", {}).get("OOMKilled")))
         killed += sum(cgroups.counter(self.pid, file, "oom_kill") for file in ("memory.events", "memory.oom_control"))
         names = {row["name"] for row in self.loaded}

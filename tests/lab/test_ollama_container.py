@@ -335,3 +335,20 @@ def test_the_doctor_tells_a_well_one_from_one_that_is_stopped(served):
     assert "twin:1" in twins["actual"]
     assert "ollama.delete local" in twins["hint"]
     served.call("ollama.delete", "local", "twin:1")
+
+
+def test_the_doctor_tells_want_of_memory_and_a_limit_of_cpus(machine):
+    large = f"{REGISTRY}/library/gemma3-270m:q8_0"
+    starved = {"memory_mib": 256, "models": [large]}
+    slowed = {"memory_mib": 1024, "memory_reservation_mib": None, "cpus": 0.3, "models": [MODEL]}
+    machine.pillar(run=["local", "service"], profiles={"local": starved, "service": slowed})
+    machine.apply()
+    _, told = machine.call("ollama.doctor", "local", "out=json", check=False)
+    entries = {row["check"]: row for row in told["entries"]}
+    assert "killed 0 times" not in entries["out of memory"]["actual"]
+    assert "ollama.profiles.local.memory_mib" in entries["out of memory"]["hint"]
+    assert "killed" in entries["a model does not load"]["actual"]
+    _, told = machine.call("ollama.doctor", "service", "out=json", check=False)
+    throttled = next(row for row in told["entries"] if row["check"] == "throughput near zero")
+    assert throttled["ok"] is False
+    assert "stopped in 0%" not in throttled["actual"]

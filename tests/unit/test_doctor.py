@@ -6,6 +6,7 @@ import json
 from unittest.mock import Mock
 
 import pytest
+from werkzeug import Response
 
 from _modules import ollama_doctor as module
 from aiplatform import doctor, examination, settings
@@ -192,3 +193,22 @@ class TestExamination:
         assert loads["ok"] is False
         assert "not found" in loads["actual"]
         assert "ollama pull x:1" in loads["hint"]
+
+    def test_a_load_that_is_killed_counts_against_memory(self, server, monkeypatch):
+        """The kernel counts what it killed after the load was tried, not before."""
+        server.clear_all_handlers()
+        kills = []
+
+        def killed(request):
+            kills.append(1)
+            return Response('{"error": "llama runner process has terminated: signal: killed"}', status=500)
+
+        server.expect_request("/api/tags").respond_with_json({"models": [{"name": "m:1", "size": 5}]})
+        server.expect_request("/api/generate").respond_with_handler(killed)
+        monkeypatch.setitem(module.__salt__, "service.show", lambda unit: {"MainPID": "1"})
+        monkeypatch.setattr(examination.cgroups, "counter", lambda pid, file, name: len(kills))
+        monkeypatch.setattr(examination.footprint, "available", lambda: 90 * 10**9)
+        told = module.doctor(out="json")
+        row = next(row for row in told["entries"] if row["check"] == "out of memory")
+        assert row["ok"] is False
+        assert "killed 2 times" in row["actual"]  # memory.events and memory.oom_control, once each
