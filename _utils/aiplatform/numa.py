@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -324,12 +324,23 @@ def pages_by_node(numa_maps: str) -> dict[int, int]:
 
 def runners(server: int, proc: Path = PROC) -> dict[int, str]:
     """Return the model runners of an Ollama server: {pid: path of the weights blob}."""
-    found = {}
+    return {pid: model for pid, model, parent in _runners(proc) if parent == server}
+
+
+def living_runners(port: int, proc: Path = PROC) -> int:
+    """Return how many model runners the Ollama server on a port has; for root, who may read its environment."""
+    serves = re.compile(rf"\0OLLAMA_HOST=[^\0]*:{port}\0")
+    parents = [parent for _, _, parent in _runners(proc)]
+    mine = {pid for pid in parents if serves.search(f"\0{kernel_text(proc / str(pid) / 'environ')}\0")}
+    return sum(parent in mine for parent in parents)
+
+
+def _runners(proc: Path) -> Iterator[tuple[int, str, int]]:
+    """Yield process id, weights blob and parent of each model runner on this machine."""
     for folder in proc.glob("[0-9]*"):
         words = kernel_text(folder / "cmdline").split("\0")
-        if "runner" in words[1:] and "--model" in words[:-1] and _parent(folder) == server:
-            found[int(folder.name)] = words[words.index("--model") + 1]
-    return found
+        if "runner" in words[1:] and "--model" in words[:-1]:
+            yield int(folder.name), words[words.index("--model") + 1], _parent(folder)
 
 
 def residency(pid: int, node: int | None, proc: Path = PROC) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from aiplatform import numa
 from aiplatform.ollama import Client, InstanceDown, OllamaError, Timeout
 
 FOLDER = Path("/etc/ai-platform")
@@ -47,7 +49,7 @@ def _wrong(about: Mapping[str, Any]) -> str:
     with Client(about["url"]) as client:
         try:
             names = {str(row["name"]): row["digest"] for row in client.tags()}
-            runners = {(row["digest"], row.get("context_length")) for row in client.ps()}
+            loaded = [(row["digest"], row.get("context_length")) for row in client.ps()]
         except (InstanceDown, Timeout):
             return SILENT
         except OllamaError:
@@ -55,9 +57,13 @@ def _wrong(about: Mapping[str, Any]) -> str:
     cold = []
     for model in about["models"]:
         ways = {names.get(f"{name}:latest") for name in (model["name"], *model["aliases"])}
-        if not any((digest, model["num_ctx"]) in runners for digest in ways):
+        if not any((digest, model["num_ctx"]) in loaded for digest in ways):
             cold.append(f"{model['name']} ({model['holds']})")
-    return f"not loaded: {', '.join(cold)}" if cold else ""
+    if cold:
+        return f"not loaded: {', '.join(cold)}"
+    # Ollama notices that a runner has ended when it is next asked for its model; until then it says that it is loaded.
+    ended = len(loaded) - numa.living_runners(urlsplit(about["url"]).port or 0)
+    return f"ended: {ended} of {len(loaded)} runners" if ended > 0 else ""
 
 
 @contextmanager

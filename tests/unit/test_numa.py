@@ -386,6 +386,15 @@ def test_runners_are_children_with_a_model(tmp_path):
     assert numa.runners(10, tmp_path) == {11: "/blobs/sha256-aa"}
 
 
+def test_runners_are_counted_by_the_port_of_their_server(tmp_path):
+    for server, port in ((10, 11434), (20, 11435)):
+        process(tmp_path, server, 1, "ollama", "serve")
+        write(tmp_path / f"{server}/environ", f"HOME=/\0OLLAMA_HOST=0.0.0.0:{port}\0A=b\0")
+    for pid, server in ((11, 10), (12, 10), (21, 20)):
+        process(tmp_path, pid, server, "ollama", "runner", "--model", "/blobs/sha256-aa")
+    assert [numa.living_runners(port, tmp_path) for port in (11434, 11435, 1143)] == [2, 1, 0]
+
+
 def test_residency_tells_the_local_share(tmp_path):
     process(tmp_path, 11, 10, "ollama")
     write(tmp_path / "11/numa_maps", MAPS)

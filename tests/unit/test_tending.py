@@ -20,7 +20,7 @@ TAGS = {"slot-1:latest": "d1", "llama-family:latest": "d2", "slot-5:latest": "d5
 
 
 @pytest.fixture
-def instance(httpserver):
+def instance(httpserver, monkeypatch):
     """An instance that has loaded slot 1 by its alias, and slot 5."""
     loaded = {"d2": 2048, "d5": 2048}
     tags = {"models": [{"name": name, "digest": digest} for name, digest in TAGS.items()]}
@@ -28,6 +28,8 @@ def instance(httpserver):
     rows = [{"name": "x", "digest": digest, "context_length": size} for digest, size in loaded.items()]
     httpserver.expect_request("/api/ps").respond_with_handler(lambda _: reply(rows))
     httpserver.rows = rows
+    httpserver.living = {httpserver.port: 2}
+    monkeypatch.setattr(tending.numa, "living_runners", httpserver.living.get)
     return httpserver
 
 
@@ -50,6 +52,11 @@ def test_a_slot_that_is_not_loaded_or_with_another_context_is_named(instance):
     assert tending.neglected(wanted(instance)) == {"node1": "not loaded: slot-5 (b:1)"}
     instance.rows.clear()
     assert tending.neglected(wanted(instance)) == {"node1": "not loaded: slot-1 (a:1), slot-5 (b:1)"}
+
+
+def test_a_runner_that_has_ended_is_noticed_though_ollama_still_lists_it(instance):
+    instance.living[instance.port] = 1
+    assert tending.neglected(wanted(instance)) == {"node1": "ended: 1 of 2 runners"}
 
 
 def test_an_instance_that_does_not_answer_is_named(instance):
