@@ -35,7 +35,7 @@ def kept() -> Path:
 
 @pytest.fixture(scope="module")
 def tool(client):
-    """``tool(key, *calls)`` makes these calls at the workstation with both clients."""
+    """``tool(key, *calls)`` makes these calls at the workstation with both clients, which are gone afterwards."""
     client.run(f"mkdir -p {THERE}")
     for source in (f"{kept()}/.", str(SCRIPT)):
         subprocess.run(
@@ -46,7 +46,8 @@ def tool(client):
         command = f"SSL_CERT_FILE={AUTHORITY} PYTHONPATH={THERE} python3 {THERE}/api_clients.py {API} {' '.join(calls)}"
         return json.loads(client.run(f"{command} <<'KEY'\n{key}\nKEY", timeout=300).stdout)
 
-    return ask
+    yield ask
+    client.run(f"rm -rf {THERE}")
 
 
 @pytest.fixture(scope="module")

@@ -129,5 +129,5 @@ def test_status_says_all_of_each_slot(master):
     for row in master.runner("ai_platform.status")["slots"]:
         if row["slot"]:
             wanted = ("model", "digest", "instance", "node", "loaded", "context", "size", "since", "tokens_per_second")
-            assert [key for key in wanted if row[key] in (None, "", False)] == [], row
+            assert [key for key in wanted if row[key] in (None, "") or row[key] is False] == [], row
             assert row["local_share"] > 0.9
