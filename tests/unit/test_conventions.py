@@ -35,7 +35,6 @@ SHELL: dict[str, str] = {
     "_modules/platform_ca.py": "the distribution's own program makes the bundle of trusted authorities",
     "_modules/platform_firewall.py": "nft alone reads and loads the kernel's rules; Salt has no module for it",
     "_states/orchestration.py": "a minion that still has to answer its job cannot restart itself: systemd does, later",
-    "_states/orchestration.py": "a minion restarts a moment after it has answered; Salt's own call would lose the answer",
 }
 # Where waiting is written down, once.
 SLEEPERS = {"_utils/aiplatform/wait.py"}
