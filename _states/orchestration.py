@@ -65,12 +65,16 @@ def _ask(hosts: list[str], function: str | list[str], arguments: list[Any] | Non
 
 
 def _restart(hosts: Sequence[str]) -> list[str]:
-    """Restart minions and wait for each to say that it has started; returns those that do not in time."""
-    waited, end = set(hosts), time.monotonic() + RESTART_SECONDS
+    """Restart minions and wait for each to say that it has started; returns those that do not in time.
+
+    One that is no service of its host's, as where somebody tries something out, is left to whoever started it.
+    """
+    services = _ask(list(hosts), "service.available", ["salt-minion"]) if hosts else {}
+    waited, end = {host for host in hosts if services.get(host) is True}, time.monotonic() + RESTART_SECONDS
     if not waited:
         return []
     with salt.utils.event.get_event("master", opts=__opts__, listen=True) as events:
-        _ask(list(hosts), "cmd.run", [RESTART])
+        _ask(sorted(waited), "cmd.run", [RESTART])
         while waited and time.monotonic() < end:
             event = events.get_event(wait=5, tag="salt/minion", full=True)
             if event and event["tag"].endswith("/start"):

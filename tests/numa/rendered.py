@@ -97,6 +97,9 @@ def _tree(low: list[dict[str, Any]], names: dict[str, Any]) -> Tree:
                 tree.files[chunk["name"]] = (_text(chunk, names), str(chunk.get("mode", "0644")))
             case "file.symlink":
                 tree.links[chunk["name"]] = chunk["target"]
+            case "ollama.in_use":
+                root = names["pillar"]["ollama"]["root"]
+                tree.links[f"{root}/current"] = f"{root}/{chunk['name']}"
             case "service.running" | "service.enabled":
                 tree.units.append(chunk["name"])
     return tree

@@ -106,6 +106,7 @@ class Minions:
         self.running = running
         self.synced = []
         self.restarted = []
+        self.no_service = ["tried out"]
 
     @contextlib.contextmanager
     def events(self, *_, **__):
@@ -130,6 +131,8 @@ class Minions:
             }
         if function == "saltutil.sync_all":
             self.synced += hosts
+        if function == "service.available":
+            answers = {host: host not in self.no_service for host in hosts}
         if function == "cmd.run":
             assert "restart salt-minion" in arg[0]
             self.restarted += hosts
@@ -178,6 +181,12 @@ def test_a_minion_with_other_modules_starts_anew(ask):
     ret, minions = ask({"a": DIGEST, "b": "older", "c": ""})
     assert ret["result"] is True
     assert (minions.synced, minions.restarted) == (["b", "c"], ["b"])
+
+
+def test_a_minion_that_is_no_service_is_left_alone(ask):
+    ret, minions = ask({"tried out": "older"})
+    assert ret["result"] is True
+    assert (minions.synced, minions.restarted) == (["tried out"], [])
 
 
 def test_a_minion_that_does_not_come_back_is_named(ask):
