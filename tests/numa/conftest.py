@@ -28,7 +28,7 @@ MODEL = "pages:latest"
 PARAMETERS = {"num_ctx": weights.CONTEXT, "num_thread": 2, "num_predict": 4, "temperature": 0, "seed": 1}
 # What of the checkout the virtual machine runs.
 CODE = [
-    *(CHECKOUT / f"_utils/aiplatform/{name}.py" for name in ("__init__", "cgroups", "errors", "numa")),
+    *(CHECKOUT / f"_utils/aiplatform/{name}.py" for name in ("__init__", "cgroups", "errors", "files", "numa")),
     CHECKOUT / "_modules/numa.py",
 ]
 
