@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.functional.local_nginx import LocalNginx, head
 from tests.functional.local_server import free_port
 
-ROUNDS = 20
+ROUNDS = 30
 
 
 @contextlib.contextmanager
