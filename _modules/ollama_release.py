@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -9,8 +10,12 @@ from salt.exceptions import SaltException
 
 from aiplatform import gate, release
 from aiplatform import instances as described
-from aiplatform.errors import PlatformError
+from aiplatform.errors import PlatformError, WaitTimeoutError
 from aiplatform.release_switch import Switch
+from aiplatform.wait import until
+
+NUMACTL = "numactl"
+START_SECONDS = 5
 
 
 def pinned() -> dict[str, Any]:
@@ -80,13 +85,23 @@ def in_use() -> dict[str, str | None]:
 def running(unit: str) -> str | None:
     """Return the version that a unit runs, another program's path; None where it does not run.
 
+    A unit that has just started is numactl for a moment, which becomes Ollama: that is awaited.
+
     CLI Example:
 
     .. code-block:: bash
 
         salt ai_server ollama_release.running ollama.service
     """
-    return _switch().running(int(__salt__["service.show"](unit).get("MainPID", 0)))
+    seen: list[str | None] = []
+
+    def settled() -> bool:
+        seen.append(_switch().running(int(__salt__["service.show"](unit).get("MainPID", 0))))
+        return Path(seen[-1] or "").name != NUMACTL
+
+    with contextlib.suppress(WaitTimeoutError):
+        until(settled, START_SECONDS, 0.05, f"{unit} to become Ollama")
+    return seen[-1]
 
 
 def doors() -> dict[str, dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from types import SimpleNamespace
 
 import pytest
 
@@ -195,3 +196,19 @@ def test_another_processor_is_refused_by_its_name(host, monkeypatch, machine):
     monkeypatch.setattr(module, "__grains__", {"cpuarch": machine})
     with pytest.raises(release.ReleaseError, match=f"x86_64 or aarch64; actual: {machine}"):
         module.is_installed()
+
+
+def test_a_unit_that_becomes_ollama_is_awaited(monkeypatch):
+    """Its process is numactl for a moment after each start."""
+    seen = iter(["/usr/bin/numactl", "/usr/bin/numactl", "0.17.4"])
+    monkeypatch.setattr(module, "__salt__", {"service.show": lambda _: {"MainPID": "7"}}, raising=False)
+    monkeypatch.setattr(module, "_switch", lambda: SimpleNamespace(running=lambda _: next(seen)))
+    assert module.running("ollama.service") == "0.17.4"
+
+
+@pytest.mark.parametrize("runs", [None, "/usr/local/bin/ollama", "0.17.4", "0.17.4, replaced"])
+def test_whatever_else_a_unit_runs_is_told_at_once(monkeypatch, runs):
+    monkeypatch.setattr(module, "__salt__", {"service.show": lambda _: {"MainPID": "7"}}, raising=False)
+    monkeypatch.setattr(module, "_switch", lambda: SimpleNamespace(running=lambda _: runs))
+    monkeypatch.setattr(module, "START_SECONDS", 0)
+    assert module.running("ollama.service") == runs
