@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from aiplatform.errors import PlatformError
-from aiplatform.states import converge
+from aiplatform.states import converge, holds
 
 
 def port_is_free(name: str) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def port_is_free(name: str) -> dict[str, Any]:
             - failhard: true
     """
 
-    def plan() -> dict[str, Any]:
+    def refuse() -> None:
         found = __salt__["ollama_container.port_holders_of"](name)
         if found:
             port = __salt__["ollama_container.profiles"]()[name]["port"]
@@ -33,9 +33,8 @@ def port_is_free(name: str) -> dict[str, Any]:
                 actual=f"held by {'; '.join(found)}",
                 hint="name another port in pillar, or stop who holds it (systemctl disable --now <unit>, docker stop)",
             )
-        return {}
 
-    return converge(name, plan=plan, apply=dict, test=__opts__["test"])
+    return holds(name, refuse, __opts__["test"])
 
 
 def gpu_is_there(name: str) -> dict[str, Any]:
@@ -51,12 +50,7 @@ def gpu_is_there(name: str) -> dict[str, Any]:
             - name: prod
             - failhard: true
     """
-
-    def plan() -> dict[str, Any]:
-        __salt__["ollama_container.demand_gpu"](name)
-        return {}
-
-    return converge(name, plan=plan, apply=dict, test=__opts__["test"])
+    return holds(name, lambda: __salt__["ollama_container.demand_gpu"](name), __opts__["test"])
 
 
 def models_present(name: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aiplatform.states import converge
+from aiplatform.states import converge, holds
 
 
 def whole(name: str) -> dict[str, Any]:
@@ -19,12 +19,7 @@ def whole(name: str) -> dict[str, Any]:
           platform_single.whole:
             - name: ai_server
     """
-
-    def plan() -> dict[str, Any]:
-        __salt__["platform_single.refuse_unless_whole"](name)
-        return {}
-
-    return converge(name, plan=plan, apply=dict, test=__opts__["test"])
+    return holds(name, lambda: __salt__["platform_single.refuse_unless_whole"](name), __opts__["test"])
 
 
 def master_running(name: str) -> dict[str, Any]:

@@ -42,6 +42,24 @@ def converge(
     return result | {"changes": changes, "comment": "Changed"}
 
 
+def holds(name: str, refuse: Callable[[], object], test: bool) -> dict[str, Any]:
+    """Return the state of something that is looked at and never changed.
+
+    name
+        The state's name.
+    refuse
+        Looks; raises ``PlatformError`` where it is not as it has to be.
+    test
+        Whether this is a dry run, which refuses the same.
+    """
+
+    def plan() -> Changes:
+        refuse()
+        return {}
+
+    return converge(name, plan, dict, test)
+
+
 def diff(current: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> Changes:
     """Compare what is with what is wanted.
 

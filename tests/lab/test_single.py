@@ -196,10 +196,7 @@ def test_an_upgrade_is_an_edit_of_the_version_and_the_models_stay(releases, serv
     assert changed_or_failed(server.apply()) == {}
 
 
-# On a busy machine a service that keeps ending has not done so often enough within those ten seconds.
-@pytest.mark.parametrize(
-    ("broken", "why"), [(SILENT, "does not answer within 10 s"), (ENDING, "keeps ending|does not answer within 10 s")]
-)
+@pytest.mark.parametrize(("broken", "why"), [(SILENT, "does not answer within 10 s"), (ENDING, "keeps ending")])
 def test_a_version_that_does_not_answer_is_taken_back_and_the_old_one_serves(releases, server, broken, why):
     server.pillar(version=OTHER)
     server.apply()
@@ -207,7 +204,7 @@ def test_a_version_that_does_not_answer_is_taken_back_and_the_old_one_serves(rel
     row = server.apply()["ollama-current ollama"]
     assert row["result"] is False
     assert f"Version {broken} does not serve; the host is back on {OTHER}, which answers" in row["comment"]
-    assert re.search(why, row["comment"])
+    assert why in row["comment"]
     assert server.answers() == OTHER
     assert server.run("readlink /opt/ollama/current").stdout.strip() == f"/opt/ollama/{OTHER}"
     server.pillar(version=OTHER)

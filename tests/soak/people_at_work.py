@@ -139,7 +139,7 @@ def upload(papers: Line) -> str:
     for _ in range(60):
         if papers.ask(f"/api/v1/files/{made}/process/status")["status"] == "completed":
             return made
-        time.sleep(1)
+        time.sleep(1)  # the host that runs this has the standard library alone; bounded by the sixty looks
     raise SystemExit("the document was not read in a minute")
 
 
@@ -157,7 +157,7 @@ def work(name: str, use: Use) -> None:
         print(
             json.dumps({"at": began, "seconds": round(time.time() - began, 2), "use": name, "error": error}), flush=True
         )
-        time.sleep(PAUSE)
+        time.sleep(PAUSE)  # a person reads before the next question
 
 
 def main() -> None:

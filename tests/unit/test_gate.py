@@ -39,3 +39,8 @@ def test_silence_is_told_with_where_to_read_on():
 def test_one_that_keeps_ending_is_not_waited_for():
     with pytest.raises(PlatformError, match=r"keeps ending.*started 3 times"):
         gate.passed("main", "http://127.0.0.1:9", "1.0.0", 5, lambda: 3)
+
+
+def test_one_that_keeps_ending_slowly_is_told_as_such_in_the_end():
+    with pytest.raises(PlatformError, match=r"keeps ending.*started 1 times"):
+        gate.passed("main", "http://127.0.0.1:9", "1.0.0", 0.2, lambda: 1)

@@ -123,7 +123,8 @@ def test_a_host_without_any_way_to_others_is_itself(monkeypatch):
         def __init__(self, *_):
             pass
 
-        __enter__ = lambda self: self  # noqa: E731 (a stand-in of two lines)
+        def __enter__(self):
+            return self
 
         def __exit__(self, *_):
             pass
