@@ -14,7 +14,8 @@ from aiplatform.errors import PlatformError, WaitTimeoutError
 from aiplatform.release_switch import Switch
 from aiplatform.wait import until
 
-NUMACTL = "numactl"
+# What a process of a unit is before it is Ollama: systemd, until it executes the unit's command, and the command itself.
+STARTING = frozenset({"systemd", "systemd-executor", "numactl"})
 START_SECONDS = 5
 
 
@@ -85,7 +86,7 @@ def in_use() -> dict[str, str | None]:
 def running(unit: str) -> str | None:
     """Return the version that a unit runs, another program's path; None where it does not run.
 
-    A unit that has just started is numactl for a moment, which becomes Ollama: that is awaited.
+    A unit that has just started is systemd and then numactl for a moment, before it becomes Ollama: that is awaited.
 
     CLI Example:
 
@@ -97,7 +98,7 @@ def running(unit: str) -> str | None:
 
     def settled() -> bool:
         seen.append(_switch().running(int(__salt__["service.show"](unit).get("MainPID", 0))))
-        return Path(seen[-1] or "").name != NUMACTL
+        return Path(seen[-1] or "").name not in STARTING
 
     with contextlib.suppress(WaitTimeoutError):
         until(settled, START_SECONDS, 0.05, f"{unit} to become Ollama")

@@ -199,8 +199,8 @@ def test_another_processor_is_refused_by_its_name(host, monkeypatch, machine):
 
 
 def test_a_unit_that_becomes_ollama_is_awaited(monkeypatch):
-    """Its process is numactl for a moment after each start."""
-    seen = iter(["/usr/bin/numactl", "/usr/bin/numactl", "0.17.4"])
+    """Its process is systemd and then numactl for a moment after each start."""
+    seen = iter(["/usr/lib/systemd/systemd", "/usr/lib/systemd/systemd-executor", "/usr/bin/numactl", "0.17.4"])
     monkeypatch.setattr(module, "__salt__", {"service.show": lambda _: {"MainPID": "7"}}, raising=False)
     monkeypatch.setattr(module, "_switch", lambda: SimpleNamespace(running=lambda _: next(seen)))
     assert module.running("ollama.service") == "0.17.4"
