@@ -14,7 +14,7 @@ from aiplatform.errors import PlatformError, WaitTimeoutError
 from aiplatform.release_switch import Switch
 from aiplatform.wait import until
 
-# What a process of a unit is before it is Ollama: systemd, until it executes the unit's command, and the command itself.
+# What a process of a unit is before it is Ollama: systemd, until it executes the unit's command, then that command.
 STARTING = frozenset({"systemd", "systemd-executor", "numactl"})
 START_SECONDS = 5
 
