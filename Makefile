@@ -60,13 +60,15 @@ unit: $(READY) ## pure functions and modules, seconds
 
 functional: $(READY) ## modules and states against real servers on loopback
 	@$(BIN)/python -m lab artifacts
-	@$(PYTEST) tests/functional
+	@$(PYTEST) tests/functional -m "not timed" --numprocesses=2 --dist=loadfile
+	@$(PYTEST) tests/functional -m timed
 
-integration: $(READY) ## a real master and minions under salt-factories
-	@$(PYTEST) tests/integration
+integration: $(READY) ## a real master and minions under salt-factories; two NUMA nodes under QEMU
+	@$(BIN)/python -m lab artifacts
+	@$(PYTEST) tests/integration tests/numa --numprocesses=2 --dist=loadfile
 
 lab-test: lab ## the converged hosts: verification, faults, second run
-	@$(PYTEST) tests/lab
+	@$(PYTEST) tests/lab --numprocesses=2 --dist=loadgroup
 
 test: $(READY) ## all of it, with one closing line of counts
 	@$(BIN)/python tests/run.py

@@ -130,13 +130,18 @@ def make_hosts() -> str:
         told = ", all made anew from changed images"
     for each in HOSTS:
         if each.container not in state:
-            docker("volume", "create", "--label", LABEL, each.volume)
-            docker(*run_arguments(each), each.image.tag(), "/sbin/init")
+            make(each)
         elif not state[each.container]["State"]["Running"]:
             docker("start", each.container)
     for each in HOSTS:
         await_systemd(each)
     return f"{len(HOSTS)} in {subnet()}{told}"
+
+
+def make(each: Host) -> None:
+    """Make one host; it is not awaited."""
+    docker("volume", "create", "--label", LABEL, each.volume)
+    docker(*run_arguments(each), each.image.tag(), "/sbin/init")
 
 
 def remove(each: Host) -> None:

@@ -1,4 +1,4 @@
-"""All of ``make test``: the linters, five tiers of tests, one closing line of counts and a report of timings.
+"""All of ``make test``: the linters, the tests, one closing line of counts and a report of timings.
 
 Stages run one after the other, cheapest first, and all of them run: a failure is found with everything else
 that fails. Each stage's junit file and ``timings.md`` are kept in ``tests/artifacts/``.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -41,24 +42,27 @@ class Stage:
         return ARTIFACTS / f"{self.name}.xml"
 
 
-def pytest_stage(name: str, *options: str, needs: str | None = None) -> Stage:
-    """A stage of the tests in ``tests/<name>``, with further options of pytest."""
-    command = [sys.executable, "-m", "pytest", f"tests/{name}", f"--junit-xml={ARTIFACTS / name}.xml", *options]
+def pytest_stage(name: str, arguments: str, needs: str | None = None) -> Stage:
+    """A stage of tests, by the arguments of pytest."""
+    command = [sys.executable, "-m", "pytest", f"--junit-xml={ARTIFACTS / name}.xml", *shlex.split(arguments)]
     return Stage(name, command, is_pytest=True, needs=needs)
 
 
 def stages() -> list[Stage]:
-    """The stages in order; ``needs`` names the stage without which one cannot run."""
+    """The stages in order; ``needs`` names the stage without which one cannot run.
+
+    What waits more than it computes shares the CPUs, whole files or lanes side by side; what compares times does not.
+    """
     return [
         Stage("lint", ["tests/lint.sh"]),
-        # Nothing in them measures time, so all CPUs share them.
-        pytest_stage("unit", "--numprocesses=auto"),
+        pytest_stage("unit", "tests/unit --numprocesses=auto"),
         Stage("artifacts", [*LAB, "artifacts"]),
-        pytest_stage("functional", needs="artifacts"),
-        pytest_stage("numa", needs="artifacts"),
-        pytest_stage("integration"),
+        pytest_stage("functional", "tests/functional -m 'not timed' --numprocesses=2 --dist=loadfile", "artifacts"),
+        pytest_stage("timed", "tests/functional -m timed", "artifacts"),
+        pytest_stage("integration", "tests/integration tests/numa --numprocesses=2 --dist=loadfile", "artifacts"),
         Stage("lab-up", [*LAB, "up"], needs="artifacts"),
-        pytest_stage("lab", needs="lab-up"),
+        # Two lanes: the lab's hosts, and hosts that tests make for themselves (tests/lab/conftest.py).
+        pytest_stage("lab", "tests/lab --numprocesses=2 --dist=loadgroup", "lab-up"),
         Stage("lab-down", [*LAB, "down"]),
     ]
 

@@ -1,26 +1,30 @@
 """This platform's client against the official one: the same requests, in turns, in one run.
 
     python benchmarks/platform/ollama_clients.py                         # a stub on loopback: the clients' own cost
-    python benchmarks/platform/ollama_clients.py --url URL --model NAME  # a real instance
+    python benchmarks/platform/ollama_clients.py --url URL --model NAME  # a real instance, its features too
 
-Prints a table in Markdown; docs/client.md holds one.
+Prints tables in Markdown; docs/client-comparison.md holds those of a real instance.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "_utils"))
 
 import ollama as official
+from ollama_client_faults import faults, faulty, remedies
+from ollama_client_features import features
 
 from aiplatform import ollama as ours
 
@@ -100,10 +104,24 @@ def main() -> None:
     if server:
         server.shutdown()
     ratios = [mine / other for mine, other in zip(found["ours"], found["official"], strict=True)]
-    print("| client | requests/s, median | lowest | highest |\n| --- | ---: | ---: | ---: |")
+    print(f"Measured with ollama {version('ollama')} from PyPI, Python {platform.python_version()}.\n")
+    print("## Speed\n\n| client | requests/s, median | lowest | highest |\n| --- | ---: | ---: | ---: |")
     for name, rates in found.items():
         print(f"| {name} | {statistics.median(rates):.1f} | {min(rates):.1f} | {max(rates):.1f} |")
-    print(f"\nours / official, median of {ROUNDS} rounds of {args.requests // ROUNDS}: {statistics.median(ratios):.3f}")
+    print(f"\n{args.requests} streamed requests of {args.tokens} tokens each, in {ROUNDS} rounds that take turns.")
+    print(f"ours / official, median of the rounds: **{statistics.median(ratios):.3f}**")
+    if args.model != "m":
+        table("Features", "feature", features(args.url, args.model))
+    with faulty() as url:
+        table("Errors", "what the server does", faults(url))
+        table("What each does about it", "what happens", remedies(url))
+
+
+def table(title: str, first: str, rows: list[tuple[str, str, str]]) -> None:
+    """Print rows of three columns."""
+    print(f"\n## {title}\n\n| {first} | official | ours |\n| --- | --- | --- |")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.functional.local_nginx import LocalNginx, head
 from tests.functional.local_server import free_port
 
+pytestmark = pytest.mark.timed
 ROUNDS = 30
 
 

@@ -23,6 +23,7 @@ from aiplatform import choice, settings
 from lab import models
 from tests.functional.local_ollama import make_model, serving
 
+pytestmark = pytest.mark.timed
 PILLAR = """
 platform: {hosts: {one: {address: 192.0.2.1, roles: [ai_server]}}}
 benchmark:

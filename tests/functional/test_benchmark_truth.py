@@ -10,6 +10,7 @@ import pytest
 from aiplatform import measure_answer
 from tests.functional.truth_server import Script, sent, truth
 
+pytestmark = pytest.mark.timed
 TRIES = 12
 COMBINATIONS = [
     Script(ttft_ms, gap_ms, 11, per_piece, empty_first, thinking, usage)

@@ -5,11 +5,26 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
 
+from lab import topology
+
 HOSTS = ("salt_master", "nginx_proxy", "ai_server", "coredns_host", "workstation")
+
+
+# These make a host of their own and leave the lab's alone, so they run beside all others.
+APART = {"test_ollama_container", "test_prediction", "test_single", "test_single_platform"}
+SPARE = topology.Host("spare", 60, topology.BARE.image, topology.BARE.memory, minion=False)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two lanes, for two workers: each keeps its order."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("apart" if item.path.stem in APART else "together"))
 
 
 @dataclass(frozen=True)
@@ -88,3 +103,22 @@ def coredns_host() -> Host:
 @pytest.fixture(scope="session")
 def workstation() -> Host:
     return Host("workstation")
+
+
+@contextmanager
+def raised(spare: topology.Host) -> Iterator[Host]:
+    """A host of a test's own, beside those of the lab: made anew, and removed at the end."""
+    topology.remove(spare)
+    topology.make(spare)
+    try:
+        topology.await_systemd(spare)
+        yield Host(spare.name)
+    finally:
+        topology.remove(spare)
+
+
+@pytest.fixture(scope="module")
+def bare() -> Iterator[Host]:
+    """A server as ``workstation`` is when the lab makes it: an unconfigured system."""
+    with raised(SPARE) as host:
+        yield host

@@ -1,4 +1,4 @@
-"""Ollama in Docker on ``workstation``: one machine with an engine and Salt, no master. It is bare again afterwards."""
+"""Ollama in Docker: one machine with an engine and Salt, no master."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.lab.conftest import Host
+from tests.lab.conftest import SPARE, Host
 
 REGISTRY = "10.89.77.10:5000"
 MODEL = f"{REGISTRY}/library/gemma3-270m:q4_k_m"
@@ -15,14 +15,6 @@ SMALL = f"{REGISTRY}/library/noise:1"
 SALT = "opt usr/local/bin"
 TREE = "/srv/ai-platform"
 PILLAR = "/srv/pillar"
-STRIP = f"""
-docker ps -aq | xargs -r docker rm -fv; docker volume ls -q | xargs -r docker volume rm -f; docker network prune -f
-systemctl disable --now docker docker.socket containerd ai-platform-firewall native-ollama
-nft delete table inet ai_platform; ip link delete docker0; ip link delete br-platform
-rm -rf /opt/salt* /usr/local/bin/salt* /etc/salt /var/cache/salt /var/log/salt {TREE} {PILLAR} /srv/ready /tmp/native
-rm -rf /etc/ai-platform /etc/ai-platform-containers /etc/nftables.d /etc/docker/daemon.json
-rm -f /etc/systemd/system/ai-platform-firewall.service; systemctl daemon-reload; systemctl reset-failed
-"""
 
 
 class Machine:
@@ -31,7 +23,7 @@ class Machine:
     def __init__(self, host: Host) -> None:
         self.host = host
         self.run = host.run
-        self.address = host.run("ip -4 -o addr show eth0").stdout.split()[3].partition("/")[0]
+        self.address = SPARE.address
 
     def pillar(self, **ollama) -> None:
         """Write the site's pillar; what is said of Ollama is added to it."""
@@ -71,35 +63,24 @@ def changes(states: dict) -> dict:
 
 
 @pytest.fixture(scope="module")
-def host(workstation):
-    return workstation
-
-
-@pytest.fixture(scope="module")
-def machine(host):
+def machine(bare):
     """The bare host with an engine, Salt of the lab's build and this checkout: what a developer has to begin with."""
-    packages = host.run("dpkg-query -f '${Package}\n' -W").stdout
-    host.run(STRIP, check=False)
-    source, target = Host("coredns_host").container, host.container
+    source, target = Host("coredns_host").container, bare.container
     copy = f"docker exec {source} tar -C / -cf - {SALT} | docker exec -i {target} tar -C / -xf -"
     subprocess.run(["bash", "-o", "pipefail", "-c", copy], check=True, timeout=120)
-    host.run(f"mkdir -p {TREE} {PILLAR}")
+    bare.run(f"mkdir -p {TREE} {PILLAR}")
     tree = f"docker exec ai-lab-salt_master tar -C {TREE} -cf - . | docker exec -i {target} tar -C {TREE} -xf -"
     subprocess.run(["bash", "-o", "pipefail", "-c", tree], check=True, timeout=120)
-    host.run(f"rm -rf {TREE}/etc/*/*.d && cd {TREE} && python3 etc/configure.py --pillar {PILLAR}")
-    made = Machine(host)
+    bare.run(f"rm -rf {TREE}/etc/*/*.d && cd {TREE} && python3 etc/configure.py --pillar {PILLAR}")
+    made = Machine(bare)
     base = {
         "containers": {"registry": REGISTRY},
         "docker": {"daemon": {"insecure-registries": [REGISTRY]}},
         "models": {"insecure_registries": [REGISTRY]},
     }
-    host.run(["sh", "-c", f'printf %s "$1" > {PILLAR}/base.json', "sh", json.dumps(base)])
-    host.run(f"""printf 'base:\\n  "*": [site]\\n' > {PILLAR}/top.sls""")
-    yield made
-    host.run(STRIP, check=False)
-    more = set(host.run("dpkg-query -f '${Package}\n' -W").stdout.split()) - set(packages.split())
-    if more:
-        host.run(["apt-get", "-qq", "purge", "--yes", *sorted(more)], timeout=300)
+    bare.run(["sh", "-c", f'printf %s "$1" > {PILLAR}/base.json', "sh", json.dumps(base)])
+    bare.run(f"""printf 'base:\\n  "*": [site]\\n' > {PILLAR}/top.sls""")
+    return made
 
 
 def local(**more):

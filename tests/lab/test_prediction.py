@@ -14,6 +14,7 @@ import pytest
 
 from lab import deploy, topology
 from lab.process import docker
+from tests.lab.conftest import raised
 
 FORMULAS = ("docker", "ollama", "vault", "benchmark", "models")
 SCRATCH = topology.Host("scratch", 60, topology.host("ai_server").image, 3072, minion=False)
@@ -106,19 +107,13 @@ def assert_predicted(host: Scratch, pillar: dict | None = None, chosen: bool = T
 
 @pytest.fixture(scope="module")
 def scratch():
-    topology.remove(SCRATCH)
-    docker("volume", "create", "--label", topology.LABEL, SCRATCH.volume)
-    docker(*topology.run_arguments(SCRATCH), SCRATCH.image.tag(), "/sbin/init")
-    try:
-        topology.await_systemd(SCRATCH)
+    with raised(SCRATCH):
         deploy.copy_tree(SCRATCH, deploy.tree())
         deploy.put(SCRATCH, {f"{deploy.PILLAR}/{name}": text for name, text in deploy.lab_pillar().items()})
         topology.execute(
             SCRATCH, "/opt/salt/bin/python", f"{deploy.TARGET}/etc/configure.py", "--pillar", deploy.PILLAR
         )
         yield Scratch()
-    finally:
-        topology.remove(SCRATCH)
 
 
 @pytest.fixture(scope="module")

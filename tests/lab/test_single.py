@@ -1,4 +1,4 @@
-"""A bare Debian server becomes an Ollama server without a master: ``workstation``. It is bare again afterwards.
+"""A bare Debian server, which is what ``workstation`` is, becomes an Ollama server without a master.
 
 The lab builds one version of Ollama. The second one here, 0.17.5, is the very same build with its version's text
 changed; 0.17.6 and 0.17.7 are no Ollama at all: the one is silent, the other one ends at once.
@@ -12,10 +12,10 @@ import re
 
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from lab import artifacts, deploy
-from lab.topology import BARE
-from tests.lab.conftest import changed_or_failed
+from tests.lab.conftest import SPARE, changed_or_failed
 
 CHECKOUT = deploy.TARGET
 SITE = "http://10.89.77.10:8000"
@@ -25,21 +25,7 @@ VERSION = artifacts.OLLAMA.version
 OTHER, SILENT, ENDING = "0.17.5", "0.17.6", "0.17.7"
 RELEASES = "/srv/releases"
 PORT = 11500
-# What is there only since these tests: by package, the rest by path.
-PACKAGES = "/var/tmp/packages-before"
-STRIP = f"""
-systemctl disable --now ollama ollama-tuning ai-platform-firewall avahi-daemon.socket avahi-daemon
-nft delete table inet ai_platform
-[ -f {PACKAGES} ] && dpkg-query -W -f '${{Package}}\\n' | sort | comm -13 {PACKAGES} - |
-  DEBIAN_FRONTEND=noninteractive xargs -r apt-get -qq purge -y
-rm -rf /opt/salt* /opt/ollama {CHECKOUT} /srv/pillar {RELEASES} /srv/tree /usr/local/bin/salt-call /usr/local/bin/ollama
-rm -rf /etc/salt /var/cache/salt /var/log/salt /var/lib/ollama /var/lib/ai-platform {PACKAGES}
-rm -f /etc/avahi/services/ollama-*
-rm -rf /etc/systemd/system/ollama* /etc/systemd/system/ai-platform-firewall.service /etc/nftables.d/ai_platform.nft
-rm -f /etc/sysctl.d/99-ollama-perf.conf /etc/tmpfiles.d/ollama-perf.conf
-userdel ollama; groupdel ollama
-systemctl daemon-reload; systemctl reset-failed
-"""
+OPTIONS = 'options={"num_predict": 4}'
 # Runs on the server: makes the releases that the lab has not got of the one that it has.
 MAKE = f"""
 set -e
@@ -90,10 +76,14 @@ class Server:
         script = 'mkdir -p /srv/pillar && printf %s "$1" > /srv/pillar/single.sls'
         self.run(["sh", "-c", script, "sh", text])
 
+    def call(self, *words, check=True):
+        """``salt-call --local words`` in the checkout."""
+        command = ["salt-call", "--local", "--out=json", "--log-level=quiet", *words]
+        return self.run(["sh", "-c", f'cd {CHECKOUT} && exec "$@"', "sh", *command], timeout=300, check=check)
+
     def apply(self, *words):
         """``salt-call --local state.apply ollama``; returns the states, by id."""
-        command = ["salt-call", "--local", "--out=json", "--log-level=quiet", "state.apply", "ollama", *words]
-        done = self.run(["sh", "-c", f'cd {CHECKOUT} && exec "$@"', "sh", *command], timeout=300, check=False)
+        done = self.call("state.apply", "ollama", *words, check=False)
         rows = json.loads(done.stdout)["local"]
         assert isinstance(rows, dict), rows
         found = {f"{row['__id__']} {key.split('_|-')[0]}": row for key, row in rows.items()}
@@ -107,15 +97,12 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(workstation):
+def server(bare):
     """The server with this checkout and a pillar, and nothing else."""
-    workstation.run(STRIP, check=False)
-    workstation.run(f"dpkg-query -W -f '${{Package}}\\n' | sort > {PACKAGES}")
-    deploy.copy_tree(BARE, [name for name in deploy.tree() if not name.startswith(("tests/", "lab/", "docs/"))])
-    found = Server(workstation)
+    deploy.copy_tree(SPARE, [name for name in deploy.tree() if not name.startswith(("tests/", "lab/", "docs/"))])
+    found = Server(bare)
     found.pillar()
-    yield found
-    workstation.run(STRIP, check=False, timeout=180)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -167,11 +154,32 @@ def test_user_store_limits_and_devices_are_what_pillar_and_host_say(installed, s
     assert server.run("stat -c '%U:%G %a' /var/lib/ollama/models").stdout == "ollama:ollama 750\n"
 
 
-def test_whom_pillar_names_gets_through_and_nobody_else(installed, server, master, coredns_host, workstation):
-    address = workstation.run("hostname -I").stdout.split()[0]
-    ask = f"curl -sS -m 3 http://{address}:{PORT}/api/version"
+def test_whom_pillar_names_gets_through_and_nobody_else(installed, server, master, coredns_host):
+    ask = f"curl -sS -m 3 http://{SPARE.address}:{PORT}/api/version"
     assert VERSION in master.run(ask).stdout
     assert coredns_host.run(ask, check=False).stdout == ""
+
+
+def test_calls_are_counted_where_an_exporter_is_scraped(installed, server):
+    """Debian's node_exporter reads the file as its own user, and the counters are Prometheus' own words."""
+    folder = "/var/lib/ai-platform/metrics"
+    flags = f"--collector.disable-defaults --collector.textfile --collector.textfile.directory={folder}"
+    install = "DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends -y prometheus-node-exporter"
+    server.run(f"echo 'ARGS=\"{flags}\"' > /etc/default/prometheus-node-exporter; {install} >/dev/null", timeout=300)
+
+    def scraped():
+        page = server.run("curl -fsS --retry 20 --retry-connrefused --retry-delay 1 127.0.0.1:9100/metrics").stdout
+        samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
+        assert {sample.value for sample in samples if sample.name == "node_textfile_scrape_error"} == {0}
+        return {(one.name, one.labels.get("model"), one.labels.get("outcome")): one.value for one in samples}
+
+    for asked in (1, 2):
+        server.call("ollama.generate", "main", MODEL, f"Say hello, {asked}.", OPTIONS)
+        assert scraped()["ollama_calls_total", MODEL, "ok"] == asked
+    server.call("ollama.generate", "main", "there-is-none:1", "Say hello.", check=False)
+    assert scraped()["ollama_calls_total", "there-is-none:1", "ModelNotFound"] == 1
+    assert scraped()["ollama_tokens_total", MODEL, None] > 0
+    assert scraped()["ollama_call_seconds_count", MODEL, None] == 2
 
 
 def test_another_processor_is_refused_by_its_name(installed, server):

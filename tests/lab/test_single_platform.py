@@ -1,6 +1,6 @@
-"""One server becomes its own master with every role, and deploys to itself: ``workstation``, from nothing.
+"""One bare server, which is what ``workstation`` is, becomes its own master with every role, and deploys to itself.
 
-The workstation has memory for the master, the minion and Vault; the phases after that are the same states everywhere.
+It has memory for the master, the minion and Vault; the phases after that are the same states everywhere.
 """
 
 from __future__ import annotations
@@ -11,51 +11,28 @@ import pytest
 import yaml
 
 from lab import deploy
-from lab.topology import BARE
-from tests.lab.conftest import changed_or_failed
+from tests.lab.conftest import SPARE, changed_or_failed
 
 CHECKOUT = deploy.TARGET
-PACKAGES = "/var/tmp/packages-before"
-SERVICES = "salt-minion salt-master vault ai-platform-firewall"
-STRIP = f"""
-systemctl disable --now {SERVICES}
-nft delete table inet ai_platform
-[ -f {PACKAGES} ] && dpkg-query -W -f '${{Package}}\\n' | sort | comm -13 {PACKAGES} - |
-  DEBIAN_FRONTEND=noninteractive xargs -r apt-get -qq purge -y
-rm -rf /opt/salt* /opt/vault /mnt/ai_data /etc/salt /etc/vault.d {CHECKOUT} /srv/pillar /var/log/vault {PACKAGES}
-rm -rf /var/cache/salt /var/log/salt /var/lib/ai-platform /etc/nftables.d/ai_platform.nft /etc/logrotate.d/vault
-rm -f /usr/local/bin/salt /usr/local/bin/salt-* /usr/local/bin/vault
-for unit in {SERVICES}; do rm -f /etc/systemd/system/$unit.service; done
-userdel vault
-systemctl daemon-reload; systemctl reset-failed
-"""
 
 
 @pytest.fixture(scope="module")
-def address(workstation):
-    return workstation.run("hostname -I").stdout.split()[0]
-
-
-@pytest.fixture(scope="module")
-def server(workstation, address):
+def server(bare):
     """The server with this checkout, Salt, and a pillar that gives one host every role."""
-    workstation.run(STRIP, check=False)
-    workstation.run(f"dpkg-query -W -f '${{Package}}\\n' | sort > {PACKAGES}")
-    deploy.copy_tree(BARE, [name for name in deploy.tree() if not name.startswith(("tests/", "lab/", "docs/"))])
-    write(workstation, "artifacts", json.loads(deploy.artifacts_pillar().partition("\n")[2]))
-    write(workstation, "top", {"base": {"*": ["artifacts", "platform"]}})
-    write(workstation, "platform", pillar(address, ["ai_server", "nginx_proxy", "coredns_host"]))
-    workstation.run(f"WHEELHOUSE=http://10.89.77.10:8000/wheels/ {CHECKOUT}/etc/install-single.sh /srv/pillar", 300)
-    yield workstation
-    workstation.run(STRIP, check=False, timeout=180)
+    deploy.copy_tree(SPARE, [name for name in deploy.tree() if not name.startswith(("tests/", "lab/", "docs/"))])
+    write(bare, "artifacts", json.loads(deploy.artifacts_pillar().partition("\n")[2]))
+    write(bare, "top", {"base": {"*": ["artifacts", "platform"]}})
+    write(bare, "platform", pillar(["ai_server", "nginx_proxy", "coredns_host"]))
+    bare.run(f"WHEELHOUSE=http://10.89.77.10:8000/wheels/ {CHECKOUT}/etc/install-single.sh /srv/pillar", 300)
+    return bare
 
 
-def pillar(address, roles):
+def pillar(roles):
     return {
         "platform": {
             "domain": "one.internal",
-            "master": {"address": address},
-            "hosts": {"ai_server": {"address": address, "roles": roles}},
+            "master": {"address": SPARE.address},
+            "hosts": {"ai_server": {"address": SPARE.address, "roles": roles}},
         },
         "ollama": {"api_port": 11434},
         "slots": {1: {}, 3: {}},
@@ -84,12 +61,12 @@ def own(server):
     return apply(server)
 
 
-def test_a_pillar_that_leaves_a_role_out_is_refused_before_anything_changes(server, address):
-    write(server, "platform", pillar(address, ["ai_server"]))
+def test_a_pillar_that_leaves_a_role_out_is_refused_before_anything_changes(server):
+    write(server, "platform", pillar(["ai_server"]))
     try:
         rows = apply(server)
     finally:
-        write(server, "platform", pillar(address, ["ai_server", "nginx_proxy", "coredns_host"]))
+        write(server, "platform", pillar(["ai_server", "nginx_proxy", "coredns_host"]))
     row = next(row for key, row in rows.items() if "platform-single-roles" in key)
     assert row["result"] is False
     assert "expected: ai_server alone, with roles ai_server, nginx_proxy, coredns_host" in row["comment"]
