@@ -34,6 +34,8 @@ PROGRESS = "ai_platform/models/progress"
 PHASE = "ai_platform/models/phase"
 MIB = 2**20
 PROGRESS_SECONDS = 2.0
+# What stops and unloads on purpose.
+BUSY = ("state.*", "benchmark.*", "ollama.wipe")
 PULL_ATTEMPTS = 3
 
 
@@ -421,7 +423,8 @@ def neglected() -> dict[str, str]:
 def tend() -> dict[str, str]:
     """Load again what is not loaded, and restart an instance that does not answer; returns what was wrong with each.
 
-    Nothing where states are being run: a deploy or a benchmark unloads on purpose. Two at once are one.
+    Nothing where one of ``BUSY`` is being run: a deploy, a benchmark or a wipe stops and unloads on purpose. Two at
+    once are one.
 
     CLI Example:
 
@@ -429,10 +432,10 @@ def tend() -> dict[str, str]:
 
         salt ai_server model_slots.tend
     """
-    busy = [job for fun in ("state.*", "benchmark.*") for job in __salt__["saltutil.is_running"](fun)]
+    busy = [job for fun in BUSY for job in __salt__["saltutil.is_running"](fun)]
     with tending.alone(Path(__opts__["cachedir"])) as alone:
         if busy or not alone:
-            return {"skipped": "states are being run" if busy else "another one is at it"}
+            return {"skipped": f"{busy[0]['fun']} is being run" if busy else "another one is at it"}
         found = neglected()
         known = {name: about["unit"] for name, about in __pillar__["ollama"]["instances"].items() if name in found}
         for name, unit in known.items():

@@ -91,6 +91,8 @@ def start(instance: str = "", timeout: float = 120) -> bool:
 def stop(instance: str = "", model: str = "") -> bool:
     """Unload one model; or stop the whole Ollama, which then stays stopped until it is started or its state applied.
 
+    Where slots are watched (``models:watch``), both are undone by the watch: there, it is a restart.
+
     model
         The model to unload; left out, Ollama itself is stopped.
 
@@ -149,14 +151,16 @@ def wipe(instance: str = "", confirm: str = "") -> dict[str, Any]:
     ollama_places.demand_confirmation(confirm, wanted, what)
     sharing = [place] if place.container else ollama_places.every(__pillar__)
     names = [each.name for each in sharing if each.container or __salt__["service.status"](each.unit)]
-    for name in names:
-        stop(name)
-    for name in STORE:
-        folder = Path(lost["folder"]) / name
-        for entry in folder.iterdir() if folder.is_dir() else []:
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    for name in names:
-        start(name)
+    try:
+        for name in names:
+            stop(name)
+        for name in STORE:
+            folder = Path(lost["folder"]) / name
+            for entry in folder.iterdir() if folder.is_dir() else []:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    finally:
+        for name in names:
+            start(name)
     return {"deleted": lost["models"], "bytes": lost["bytes"] - disk_use(instance)["bytes"]}
 
 

@@ -126,13 +126,18 @@ class Caller:
         """
         body = {**request, **fields}
         started = time.monotonic()
+        ends = None if deadline is None else started + deadline
         length = _length(request)
         try:
-            answer = self._kept(model, body) or self._answered(operation, model, body, limits, deadline, on_text)
+            name = self._name(model, body, ends)
+            answer = self._kept(name) or self._answered(operation, model, body, limits, ends, on_text)
         except Exception as err:  # whatever it is, it is counted, and raised to the caller
             self.metrics.failed(operation, model, time.monotonic() - started, err, prompt_length=length)
             raise
         answer = replace(answer, seconds=time.monotonic() - started)
+        # Not where another model came to answer to that name meanwhile.
+        if not answer.cached and answer.model == model and name and self._name(model, body, ends) == name:
+            self._keep(name, answer)
         self.metrics.succeeded(
             *(operation, answer.model, answer.seconds),
             prompt_length=length,
@@ -189,11 +194,14 @@ class Caller:
     def fit(self, text: str, model: str, tokens: int = prompts.BUDGET_TOKENS) -> str:
         """Return the text within a budget of the model's own tokens.
 
-        Where the model is loaded, it is asked how many tokens it makes of samples; else 4 characters count as one.
+        Where the model is loaded, it is asked how many tokens it makes of samples, first of the whole text and then of
+        what would be left of it, which may be denser; else 4 characters count as one.
         """
         if len(text) <= tokens or not self.client.loaded(model):
             return prompts.truncate(text, tokens)
-        return prompts.truncate(text, tokens, prompts.measured(lambda part: self.count(part, model), text))
+        for _ in range(2):
+            text = prompts.truncate(text, tokens, prompts.measured(lambda part: self.count(part, model), text))
+        return text
 
     def count(self, text: str, model: str) -> int:
         """Return how many tokens a model makes of a text that fits its context; one token is generated for it."""
@@ -240,17 +248,20 @@ class Caller:
         told = (state.attempt_number, self.retries.attempts, state.upcoming_sleep, error)
         log.warning("Try %d of %d failed, the next one in %.2f s: %s", *told)
 
-    def _kept(self, model: str, body: Mapping[str, Any]) -> Answer | None:
-        name = self._name(model, body)
+    def _kept(self, name: str) -> Answer | None:
         found = self.cache.get(name) if self.cache is not None and name else None
         return replace(found, cached=True, first_token=None) if found else None
 
-    def _name(self, model: str, body: Mapping[str, Any]) -> str:
-        """What the answer is kept under; empty where it is not, or where the model cannot be asked about."""
+    def _keep(self, name: str, answer: Answer) -> None:
+        if self.cache is not None:
+            self.cache.put(name, answer)
+
+    def _name(self, model: str, body: Mapping[str, Any], ends: float | None) -> str:
+        """What the answer is kept under; empty where it is not, or where the model cannot be asked about in time."""
         if self.cache is None or not answer_cache.is_deterministic(body.get("options")):
             return ""
         try:
-            return answer_cache.key(self.client.show(model), body)
+            return answer_cache.key(self.client.show(model, limits=_within(ollama.QUICK, ends)), body)
         except ollama.OllamaError:
             return ""
 
@@ -260,7 +271,7 @@ class Caller:
         model: str,
         body: Mapping[str, Any],
         limits: ollama.Limits,
-        deadline: float | None,
+        ends: float | None,
         on_text: Callable[[str], None] | None,
     ) -> Answer:
         handed_out: list[str] = []
@@ -273,19 +284,13 @@ class Caller:
         def once(name: str) -> Callable[[ollama.Limits], Answer]:
             return lambda left: self._once(operation, name, body, left, hand_out)
 
-        started = time.monotonic()
         try:
-            answer = self.again(once(model), deadline, limits, lambda: not handed_out)
+            return self.again(once(model), _left(ends), limits, lambda: not handed_out)
         except (ollama.ModelNotFound, ollama.OutOfMemory) as err:
             if self.fallback in (None, model) or handed_out:
                 raise
             log.warning("%s answers instead of %s: %s", self.fallback, model, err)
-            left = None if deadline is None else max(deadline - (time.monotonic() - started), 0.001)
-            return self.again(once(str(self.fallback)), left, limits, lambda: not handed_out)
-        name = self._name(model, body)
-        if self.cache is not None and name:
-            self.cache.put(name, answer)
-        return answer
+            return self.again(once(str(self.fallback)), _left(ends), limits, lambda: not handed_out)
 
     def _once(
         self,
@@ -326,9 +331,14 @@ def _length(request: Mapping[str, Any]) -> int:
     return len(request.get("prompt", "")) + sum(len(str(m.get("content", ""))) for m in request.get("messages", []))
 
 
+def _left(ends: float | None) -> float | None:
+    """Seconds until ``ends`` of the monotonic clock; a moment where that has passed, None where there is no end."""
+    return None if ends is None else max(ends - time.monotonic(), 0.001)
+
+
 def _within(limits: ollama.Limits, ends: float | None) -> ollama.Limits:
-    """The limits, cut to what is left until ``ends`` of the monotonic clock."""
-    if ends is None:
+    """The limits, cut to what is left until ``ends``."""
+    left = _left(ends)
+    if left is None:
         return limits
-    left = max(ends - time.monotonic(), 0.001)
     return replace(limits, connect=min(limits.connect, left), total=min(limits.total or left, left))

@@ -149,12 +149,13 @@ class Client:
         """Return the loaded models, under the names that loaded them."""
         return self._models("/api/ps")
 
-    def show(self, model: str, *, verbose: bool = False) -> dict[str, Any]:
+    def show(self, model: str, *, verbose: bool = False, limits: Limits = QUICK) -> dict[str, Any]:
         """Return modelfile, parameters, template, details and capabilities of a model.
 
         :param verbose: with all of ``model_info`` and the list of ``tensors``, which are some megabytes.
         """
-        return self._ask("POST", "/api/show", {"model": model, "verbose": True} if verbose else {"model": model})
+        body: dict[str, Any] = {"model": model} | ({"verbose": True} if verbose else {})
+        return self._ask("POST", "/api/show", body, limits)
 
     def has(self, model: str) -> bool:
         """Return whether the store holds this name."""

@@ -173,6 +173,27 @@ def test_the_answer_of_a_substitute_is_not_kept_as_the_models_own(httpserver, cl
     assert len(caller.cache) == 0
 
 
+def test_an_answer_in_whose_time_the_alias_moved_is_not_kept(httpserver, client):
+    """It may be the old model's; kept under the new one's weights it would be told for an hour."""
+    moved = {**SHOW, "modelfile": SHOW["modelfile"].replace("sha256-", "sha256-f", 1)}
+    shown = iter([SHOW, moved, moved, moved])
+    httpserver.expect_request("/api/show").respond_with_handler(lambda _: Response(json.dumps(next(shown))))
+    seen = answers(httpserver, GOOD)
+    caller = calling.Caller(client, cache=AnswerCache())
+    for wanted in (0, 1):
+        caller.generate("m", "hi", options={"temperature": 0})
+        assert len(caller.cache) == wanted
+    assert len(seen) == 2
+
+
+def test_a_deadline_holds_where_answers_are_kept(silent):
+    caller = calling.Caller(silent, retries=QUICKLY, cache=AnswerCache())
+    begin = time.monotonic()
+    with pytest.raises(ollama.Timeout):
+        caller.generate("m", "hi", options={"temperature": 0}, deadline=0.5)
+    assert time.monotonic() - begin < 1
+
+
 def test_vectors_are_retried(httpserver, caller):
     answers(httpserver, (503, "{}"), json.dumps({"embeddings": [[1.0]]}), path="/api/embed")
     assert caller.embed("e", ["x"]) == [[1.0]]
@@ -186,6 +207,22 @@ def test_a_text_is_cut_by_the_models_own_tokens(httpserver, caller):
     text = "x" * 10_000
     assert len(caller.fit(text, "m", 1000)) == 1900  # 2 characters a token, 5 % spared
     assert all(body["raw"] and body["options"] == {"num_predict": 1} for body in seen)
+
+
+def test_a_text_that_begins_denser_than_it_goes_on_is_within_the_budget(httpserver, caller):
+    """Digits make a token each here, letters a quarter of one."""
+    httpserver.expect_request("/api/show").respond_with_json(SHOW)
+    httpserver.expect_request("/api/ps").respond_with_json({"models": [{"name": "m:latest"}]})
+
+    def tokens(text):
+        return sum(1 if letter.isdigit() else 0.25 for letter in text)
+
+    def handler(request):
+        text = json.loads(request.get_data())["prompt"]
+        return Response(lines({"response": "x", "done": True, "prompt_eval_count": round(tokens(text))}))
+
+    httpserver.expect_request("/api/generate").respond_with_handler(handler)
+    assert 600 < tokens(caller.fit("7" * 2_000 + "x" * 20_000, "m", 1000)) <= 1000
 
 
 def test_a_model_that_is_not_loaded_is_not_loaded_for_a_count(httpserver, caller):

@@ -128,6 +128,15 @@ def test_a_confirmed_wipe_empties_the_store_between_stop_and_start(mode, host, s
         host["platform_container.start"].assert_called_once_with("ollama")
 
 
+def test_what_was_stopped_for_a_wipe_is_started_though_it_fails(mode, host, store, monkeypatch):
+    monkeypatch.setattr(module.shutil, "rmtree", Mock(side_effect=OSError("disk")))
+    (store / "blobs/a-folder").mkdir()
+    with pytest.raises(OSError, match="disk"):
+        module.wipe(confirm={"native": str(store), "container": "ollama_data"}[mode])
+    started = {"native": "service.start", "container": "platform_container.start"}[mode]
+    assert host[started].call_count == (2 if mode == "native" else 1)
+
+
 def test_logs_come_from_where_they_are(mode, host):
     assert module.logs(lines=5)
     if mode == "native":

@@ -139,11 +139,11 @@ def test_what_is_cold_is_warmed_and_what_is_silent_restarted_first(host, monkeyp
     assert host.calls == [("warm", "node1"), ("restart", "ollama-node0.service"), ("warm", "node0")]
 
 
-@pytest.mark.parametrize("running", ["state.*", "benchmark.*"])
+@pytest.mark.parametrize("running", ["state.*", "benchmark.*", "ollama.wipe"])
 def test_nothing_is_done_while_states_run_or_models_are_measured(host, monkeypatch, running):
     found(monkeypatch, node1=tending.SILENT)
-    host.salt["saltutil.is_running"] = lambda fun: [{"jid": "1"}] if fun == running else []
-    assert host.tend() == {"skipped": "states are being run"}
+    host.salt["saltutil.is_running"] = lambda fun: [{"fun": running}] if fun == running else []
+    assert host.tend() == {"skipped": f"{running} is being run"}
     assert host.calls == []
 
 
