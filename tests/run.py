@@ -62,7 +62,7 @@ def stages() -> list[Stage]:
         pytest_stage("integration", "tests/integration tests/numa --numprocesses=2 --dist=loadfile", "artifacts"),
         Stage("lab-up", [*LAB, "up"], needs="artifacts"),
         # Two lanes: the lab's hosts, and hosts that tests make for themselves (tests/lab/conftest.py).
-        pytest_stage("lab", "tests/lab --numprocesses=2 --dist=loadgroup", "lab-up"),
+        pytest_stage("lab", "tests/lab --numprocesses=2 --dist=loadscope", "lab-up"),
         Stage("lab-down", [*LAB, "down"]),
     ]
 
