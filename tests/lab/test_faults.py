@@ -14,12 +14,14 @@ from tests.conftest import CHECKOUT
 
 SMALL = "/mnt/small"
 SMALL_URL = "http://127.0.0.1:11999"
+# The site's registry, and a second one over the same files: it dies alone, while others pull from the first one.
+REGISTRY, SECOND = "10.89.77.10:5000", "10.89.77.10:5001"
 PULL = f"""
 import sys
 sys.path.insert(0, "/var/cache/salt/minion/extmods/utils")
 from aiplatform.ollama import Client
 there = None
-for event in Client("{SMALL_URL}").pull("10.89.77.10:5000/library/gemma3-270m:f16", insecure=True):
+for event in Client("{SMALL_URL}").pull(sys.argv[1] + "/library/gemma3-270m:f16", insecure=True):
     if event.get("total", 0) > 1e6 and there is None:
         there = event.get("completed", 0)
 print(there, "pulled")
@@ -60,9 +62,9 @@ def small_ollama(ai_server):
         ai_server.run(f"systemctl stop small-ollama; umount {SMALL} && rmdir {SMALL}", check=False)
 
 
-def pull(host, check=True):
+def pull(host, registry=REGISTRY, check=True):
     """Pull with the platform's own client; prints the bytes already there at first, then the outcome."""
-    return host.run(["/opt/salt/bin/python", "-c", PULL], timeout=200, check=check)
+    return host.run(["/opt/salt/bin/python", "-c", PULL, registry], timeout=200, check=check)
 
 
 def test_a_full_disk_is_named_and_later_the_same_pull_works(small_ollama):
@@ -71,25 +73,36 @@ def test_a_full_disk_is_named_and_later_the_same_pull_works(small_ollama):
     assert pull(small_ollama).stdout.endswith("pulled\n")
 
 
+def start_second_registry(master):
+    settings = "-E OTEL_TRACES_EXPORTER=none -E REGISTRY_HTTP_ADDR=:5001"
+    master.run(
+        f"systemd-run -q --collect --unit=second-registry {settings} docker-registry serve /etc/lab/registry.yml"
+    )
+    up = f"curl -sf http://{SECOND}/v2/"
+    until(lambda: master.run(up, check=False).returncode == 0, 30, 0.2, "the second registry")
+
+
 def test_a_registry_that_dies_in_mid_pull_and_comes_back(master, small_ollama):
     small_ollama.run(f"mount -o remount,size=1g {SMALL}")
+    start_second_registry(master)
     # Slow enough to die in the middle: 543 MB at 40 MB/s.
     slow = "add table ip lab_slow; add chain ip lab_slow out { type filter hook output priority 0; };"
-    slow += " add rule ip lab_slow out tcp sport 5000 limit rate over 40 mbytes/second drop"
+    slow += " add rule ip lab_slow out tcp sport 5001 limit rate over 40 mbytes/second drop"
     master.run(["nft", slow])
     try:
         with ThreadPoolExecutor(1) as pool:
-            first = pool.submit(pull, small_ollama, check=False)
+            first = pool.submit(pull, small_ollama, SECOND, check=False)
             grown = f"find {SMALL}/store/blobs -name '*-partial*' -size +1M"
             until(lambda: small_ollama.run(grown, check=False).stdout, 60, 0.1, "part of the model")
-            master.run("systemctl kill --signal=KILL docker-registry; systemctl stop docker-registry")
+            master.run("systemctl kill --signal=KILL second-registry; systemctl stop second-registry", check=False)
             died = first.result()
         assert died.returncode != 0
-        assert "10.89.77.10:5000" in died.stderr, "the registry that died is named"
+        assert SECOND in died.stderr, "the registry that died is named"
+        start_second_registry(master)
+        master.run("nft delete table ip lab_slow")
+        there, outcome = pull(small_ollama, SECOND).stdout.split()
     finally:
-        master.run("nft delete table ip lab_slow; systemctl start docker-registry")
-    until(lambda: master.run("curl -sf http://10.89.77.10:5000/v2/", check=False).returncode == 0, 30, 0.2, "registry")
-    there, outcome = pull(small_ollama).stdout.split()
+        master.run("nft delete table ip lab_slow; systemctl stop second-registry", check=False)
     assert outcome == "pulled"
     assert int(there) > 0, "the second pull resumes the first"
 
