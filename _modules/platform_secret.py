@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from salt.exceptions import CommandExecutionError
 from saltext.vault.utils import vault
 from saltext.vault.utils.vault.exceptions import VaultException, VaultNotFoundError
@@ -10,6 +12,7 @@ from aiplatform.errors import NotFoundError, PlatformError
 
 # What a dry run shows where Vault cannot be asked yet; it is never written anywhere.
 UNKNOWN = "unknown until Vault answers"
+UNANSWERED = (VaultException, CommandExecutionError, OSError)
 
 
 def read(path: str, key: str) -> str:
@@ -32,7 +35,7 @@ def read(path: str, key: str) -> str:
     rows = __pillar__["vault"]["secrets"]
     if key not in rows.get(path, {}).get("keys", {}):
         raise NotFoundError("The secret is not in the map", where=f"pillar vault:secrets:{path}:keys:{key}")
-    full = f"{__pillar__['vault']['mount']}/{__pillar__['platform']['slug']}/{path}"
+    full = _full(path)
     try:
         found = __salt__["vault.read_secret"](full, key)
     except CommandExecutionError as err:
@@ -50,7 +53,7 @@ def read(path: str, key: str) -> str:
 def optional(path: str, key: str) -> str:
     """Return a secret that a person may have put into Vault, or an empty text where it is not there.
 
-    That Vault cannot be asked is an error, not an absence; in a dry run it counts as absent.
+    That Vault cannot be asked is an error, not an absence; in a dry run it counts as absent, see ``kept``.
 
     path, key
         A path of pillar ``vault.secrets``, and one of its keys.
@@ -61,17 +64,52 @@ def optional(path: str, key: str) -> str:
 
         salt-call --local platform_secret.optional openclaw telegram_token
     """
-    full = f"{__pillar__['vault']['mount']}/{__pillar__['platform']['slug']}/{path}"
     try:
-        return str(vault.read_kv(full, __opts__, __context__).get(key) or "")
-    except VaultNotFoundError:
-        return ""
-    except (VaultException, CommandExecutionError, OSError) as err:
+        return _entered(path, key)
+    except UNANSWERED as err:
         if __opts__["test"]:
             return ""
         raise PlatformError(
             "Vault cannot be asked for a secret",
-            where=f"{full} {key}",
+            where=f"{_full(path)} {key}",
             actual=str(err),
             hint="salt-run vault_server.status",
         ) from err
+
+
+def kept(path: str, key: str, file: str) -> bool:
+    """Whether a dry run must not foresee the end of a secret: Vault cannot be asked, and the secret's file is here.
+
+    Never in a real run, which is refused where Vault cannot be asked.
+
+    path, key
+        As of ``optional``.
+
+    file
+        Where an earlier run has written the secret.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local platform_secret.kept openclaw telegram_token /etc/openclaw/token test=True
+    """
+    if not (__opts__["test"] and Path(file).exists()):
+        return False
+    try:
+        _entered(path, key)
+    except UNANSWERED:
+        return True
+    return False
+
+
+def _full(path: str) -> str:
+    return f"{__pillar__['vault']['mount']}/{__pillar__['platform']['slug']}/{path}"
+
+
+def _entered(path: str, key: str) -> str:
+    """What Vault says; raises one of ``UNANSWERED`` where it cannot be asked."""
+    try:
+        return str(vault.read_kv(_full(path), __opts__, __context__).get(key) or "")
+    except VaultNotFoundError:
+        return ""

@@ -1,9 +1,10 @@
 # The Telegram bot: its packages in an environment of their own, a user of its own, a confined service. Where Vault holds no
-# token of a bot, nothing is installed, and what was is stopped.
+# token of a bot, nothing is installed, and what was is stopped, which a dry run that cannot ask Vault does not foresee.
 {% set openclaw = pillar.openclaw %}
 {% set folder = pillar.platform.data_root ~ "/openclaw" %}
 {% set token_file = "/etc/openclaw/token" %}
-{% if salt["platform_secret.optional"]("openclaw", "telegram_token") %}
+{% if salt["platform_secret.optional"]("openclaw", "telegram_token")
+   or salt["platform_secret.kept"]("openclaw", "telegram_token", token_file) %}
 openclaw-python:
   pkg.installed:
     - pkgs: {{ pillar.salt_minion.packages[grains.os_family] | json }}

@@ -24,9 +24,10 @@ def render(checkout):
     environment = Environment()  # noqa: S701 (renders no page)
     environment.filters["json"] = lambda value: yaml.dump(value, default_flow_style=True).strip().removesuffix("\n...")
 
-    def rendered(token: str, installed: bool = False, **openclaw) -> dict:
+    def rendered(token: str, installed: bool = False, kept: bool = False, **openclaw) -> dict:
         pillar = settings.effective({"openclaw": openclaw}, checkout / "salt")
         salt = {"platform_secret.optional": lambda path, key: token, "ollama.instances": lambda: URLS}
+        salt["platform_secret.kept"] = lambda path, key, file: kept and file == "/etc/openclaw/token"
         salt["service.available"] = lambda unit: installed
         text = (checkout / "salt/openclaw/init.sls").read_text()
         grains = {"os_family": "Debian"}
@@ -50,6 +51,13 @@ def test_without_a_token_nothing_is_installed_and_it_is_said(render):
 
 def test_a_bot_whose_token_is_gone_is_stopped(render):
     assert next(iter(render("", installed=True)["openclaw"])) == "service.dead"
+
+
+def test_a_dry_run_that_cannot_ask_vault_foresees_no_end_of_the_bot(render):
+    found = render("", installed=True, kept=True)
+    functions = {name: next(iter(found[name])) for name in ("openclaw", "openclaw-token")}
+    assert functions == {"openclaw": "service.running", "openclaw-token": "platform_secret.file"}
+    assert "openclaw-skipped" not in found
 
 
 def test_the_token_is_the_bots_alone(render):

@@ -82,6 +82,28 @@ def test_a_vault_that_cannot_be_asked_is_no_absence(kv, monkeypatch, error):
     assert module.optional("openclaw", "telegram_token") == ""
 
 
+@pytest.mark.parametrize(
+    ("test", "there", "error", "kept"),
+    [
+        (True, True, VaultUnavailableError("sealed"), True),
+        (True, True, VaultPermissionDeniedError("no"), True),
+        (True, False, VaultUnavailableError("sealed"), False),  # a first deploy
+        (True, True, VaultNotFoundError("never written"), False),
+        (True, True, None, False),
+        (False, True, VaultUnavailableError("sealed"), False),
+    ],
+)
+def test_a_dry_run_that_cannot_ask_keeps_what_an_earlier_run_has_written(
+    kv, monkeypatch, tmp_path, test, there, error, kept
+):
+    file = tmp_path / "token"
+    if there:
+        file.touch()
+    kv.side_effect, kv.return_value = error, {}
+    monkeypatch.setitem(module.__opts__, "test", test)
+    assert module.kept("openclaw", "telegram_token", str(file)) is kept
+
+
 # -- the state ----------------------------------------------------------------------------------------------------
 
 
