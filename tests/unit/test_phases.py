@@ -14,8 +14,8 @@ HOSTS = {
     "nginx_proxy": {"roles": ["nginx_proxy"]},
     "coredns_host": {"roles": ["coredns_host"]},
 }
-# What has to be there before each phase, by the design's table. One line is otherwise on purpose: Ollama itself asks for no
-# key, the proxy does; so it needs no Vault, but the engine for its container.
+# What has to be there before each phase, by the design's table. One line is otherwise on purpose: Ollama itself asks
+# for no key, the proxy does; so it needs no Vault, but the engine for its container.
 DESIGN = {
     "preflight": set(),
     "vault": {"preflight"},
