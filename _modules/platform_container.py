@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import docker.errors
+import requests
 
 from aiplatform import containers, docker_engine, wait
 from aiplatform.errors import NotFoundError, PlatformError
 
 LOG_LINES = 20
 TIMEOUT = 120
+RUN_SECONDS = 30
 
 
 def image(formula: str) -> str:
@@ -372,6 +374,32 @@ def execute(name: str, argv: list[str], environment: dict[str, str] | None = Non
         }
     except docker.errors.APIError as err:
         raise PlatformError("The command cannot be run in the container", where=name, actual=err.explanation) from err
+
+
+def run(image: str, argv: list[str], environment: dict[str, str], network: str) -> dict[str, Any]:
+    """Run a command in a container of its own in a network, and remove it; returns its exit code and what it printed.
+
+    The image has to be on the host. It may take ``RUN_SECONDS``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server platform_container.run ollama/ollama:0.17.4 '[list]' '{OLLAMA_HOST: ollama:11434}' ai-platform
+    """
+    engine = _engine()
+    settings = engine.create_host_config(network_mode=network, cap_drop=["ALL"])
+    try:
+        made = engine.create_container(image, argv, environment=environment, host_config=settings)
+        try:
+            engine.start(made["Id"])
+            code = engine.wait(made["Id"], timeout=RUN_SECONDS)["StatusCode"]
+            printed = engine.logs(made["Id"]).decode(errors="replace")
+        finally:
+            engine.remove_container(made["Id"], force=True, v=True)
+    except (docker.errors.APIError, requests.RequestException) as err:
+        raise PlatformError("The command cannot be run in a container of its own", where=image, actual=err) from err
+    return {"retcode": code, "output": printed}
 
 
 def usage(name: str) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def download(registry: str, seconds: float | None, rate: float | None, free: int
         f"{registry} answers, at {SLOW_LINE / 1e6:.0f} MB/s or more, and {ENOUGH / GIGABYTE:.0f} GB of disk are free",
         f"{answer}; {free / GIGABYTE:.1f} GB free{left}",
         "curl -sS -o /dev/null -w '%{http_code} %{time_total}' https://registry.ollama.ai/v2/; df -h; "
-        "a smaller model meanwhile: ollama pull tinyllama; salt-call ollama.disk_use",
+        "a smaller model meanwhile: salt-call ollama.pull <instance> tinyllama:latest; salt-call ollama.disk_use",
     )
 
 
@@ -169,7 +169,8 @@ def loads(model: str, there: Sequence[str], answer: Answer | None, error: str) -
         f"{model or 'a model'} is in the store and answers",
         actual,
         "salt-call ollama.list_models <instance>; "
-        f"ollama pull {model or 'llama3.2:3b'}; ollama show {model or '<model>'}",
+        f"salt-call ollama.pull <instance> {model or 'llama3.2:3b'}; "
+        f"salt-call ollama.show <instance> {model or '<model>'}",
     )
 
 
@@ -189,7 +190,8 @@ def slow(answer: Answer | None, least: float, busy: float) -> Finding:
         answer is not None and answer.rate >= least,
         f"{least:g} tokens/s or more",
         f"{took}; load {busy:.2f} for each CPU",
-        "top; salt-call ollama.ps <instance>; time ollama run <model> 'Say hello.'; a smaller or more quantised model",
+        "top; salt-call ollama.ps <instance>; time salt-call ollama.run <model> 'Say hello.' <instance>; "
+        "a smaller or more quantised model",
     )
 
 

@@ -101,6 +101,11 @@ class Examination:
             return []
 
     @cached_property
+    def weights(self) -> dict[str, str]:
+        """The digest of the weights behind each name of the store."""
+        return {name: self.client.digest(name) for name in self.sizes}
+
+    @cached_property
     def answer(self) -> Answer | None:
         """A short answer; None where there is none, and ``error`` says why."""
         names = [self.wanted] if self.wanted else [*(row["name"] for row in self.loaded), *self.sizes]
@@ -148,14 +153,18 @@ class Examination:
         place = self.place
         if not self.salt["platform_container.answers"]():
             return doctor.from_container(place, None, "there is no Docker on this host")
-        if place.container:
-            told = self.salt["platform_container.execute"](
-                place.container, ["ollama", "list"], {"OLLAMA_HOST": place.inner_url}
+        if place.container and self.inspected:
+            told = self.salt["platform_container.run"](
+                self.inspected["Image"],
+                ["list"],
+                {"OLLAMA_HOST": place.inner_url, "HOME": "/tmp"},  # noqa: S108 (its own; it is removed with it)
+                self.settings["containers"]["network"],
             )
             words = "answers" if told["retcode"] == 0 else f"is refused: {told['output'].strip()[-200:]}"
-            return doctor.from_container(
-                place, told["retcode"] == 0, f"{place.inner_url} {words}, asked in a container"
-            )
+            detail = f"{place.inner_url} {words}, asked in another container of the network"
+            return doctor.from_container(place, told["retcode"] == 0, detail)
+        if place.container:
+            return doctor.from_container(place, False, f"there is no container {place.container}")
         network = self.salt["platform_container.network"](self.settings["containers"]["network"])
         if network is None:
             return doctor.from_container(place, None, "no network of containers on this host")
@@ -201,9 +210,23 @@ class Examination:
             self.__dict__.pop("inspected", None)
         killed = int(bool(self.inspected.get("State", {}).get("OOMKilled")))
         killed += sum(cgroups.counter(self.pid, file, "oom_kill") for file in ("memory.events", "memory.oom_control"))
-        names = {row["name"] for row in self.loaded}
-        needed = [size for name, size in self.sizes.items() if name not in names]
-        return doctor.memory(self.place, free, limit, killed, max(needed, default=0))
+        return doctor.memory(self.place, free, limit, killed, self._still_to_load())
+
+    def _still_to_load(self) -> int:
+        """Bytes of the largest model that this server may have to load yet; 0 where all are, by whatever name."""
+        try:
+            weights = self.weights
+        except api.OllamaError:  # then each name counts as weights of its own
+            weights = {name: name for name in self.sizes}
+        loaded = {weights.get(row["name"]) for row in self.loaded}
+        slots_here = {
+            f"slot-{number}:latest"
+            for number, slot in self.settings.get("slots", {}).items()
+            if slot.get("instance") == self.place.name
+        }
+        # With slots, the others of the store are candidates of the benchmark, or the other instance's.
+        names = slots_here & self.sizes.keys() or self.sizes.keys()
+        return max((self.sizes[name] for name in names if weights[name] not in loaded), default=0)
 
     def gpu(self) -> Finding:
         """GPU not detected."""
@@ -236,4 +259,4 @@ class Examination:
         own = {name for name in self.sizes if slots.is_own_name(name, self.settings.get("aliases", {}))}
         if not self.sizes:
             raise PlatformError("There are no names to compare", where=self.place.url, hint=self.place.status_command)
-        return doctor.duplicates({name: self.client.digest(name) for name in self.sizes}, own)
+        return doctor.duplicates(self.weights, own)

@@ -125,6 +125,17 @@ def test_an_instance_that_is_stopped_comes_back(master, ai_server):
     until(lambda: all(row["loaded"] for row in slots(master).values()), 180, 1, "all slots loaded again")
 
 
+@pytest.mark.parametrize("instance", ["node1", "node0"])
+def test_the_doctor_finds_an_instance_well(master, instance):
+    """Aliases are no duplicates, and what is loaded by an alias needs no memory."""
+    told = master.salt("ai_server", "ollama.doctor", instance, "out=json", check=False)["ai_server"]
+    entries = {row["check"]: row for row in told["entries"]}
+    assert len(entries) == 9
+    # How fast it answers is the machine's.
+    wrong = {name: row["actual"] for name, row in entries.items() if not row["ok"]}
+    assert wrong.keys() <= {"slow generation", "throughput near zero"}, wrong
+
+
 def test_status_says_all_of_each_slot(master):
     for row in master.runner("ai_platform.status")["slots"]:
         if row["slot"]:

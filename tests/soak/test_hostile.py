@@ -41,7 +41,7 @@ def test_ten_thousand_hostile_requests_leave_every_slot_as_it_is(client, key, ai
         Path(RESULTS).write_text(json.dumps(found, indent=1) + "\n")
     assert sum(codes.values()) == REQUESTS
     # 404 is a model of another way of asking: an embedding model that is to chat.
-    assert set(codes) <= {"200", "400", "403", "404", "405", "415", "429", "500", "501"}
+    assert set(codes) <= {"200", "400", "403", "404", "405", "415", "429", "501"}
     assert codes["200"] > REQUESTS / 10
     assert len(before) >= len({row["model"] for row in slots})
     assert after == before

@@ -89,7 +89,7 @@ def test_a_model_that_does_not_load_says_why():
     found = doctor.loads("m:1", [], None, "model 'm:1' not found")
     assert found.ok is False
     assert "not found" in found.actual
-    assert "ollama pull m:1" in found.hint
+    assert "salt-call ollama.pull <instance> m:1" in found.hint
     assert doctor.loads("", ["m:1"], QUICK, "").actual.startswith("m:1 loaded in 0.1 s")
 
 
@@ -177,6 +177,30 @@ class TestExamination:
         assert "<instance>" not in str(told)
         assert module.__context__["retcode"] == 0
 
+    def test_weights_that_are_loaded_by_another_name_need_no_memory(self, server, monkeypatch):
+        """A slot's alias is loaded, and the store lists the model that it was made of, and other candidates."""
+        sizes = {"slot-1:latest": 5 << 40, "m:1": 5 << 40, "n:1": 7 << 40}
+        listed = [{"name": name, "size": size} for name, size in sizes.items()]
+        server.clear_all_handlers()
+        server.expect_request("/api/tags").respond_with_json({"models": listed})
+        server.expect_request("/api/ps").respond_with_json({"models": [{"name": "llama-family:latest"}]})
+
+        def show(request):
+            digest = ("b" if json.loads(request.get_data())["model"] == "n:1" else "a") * 64
+            return Response(json.dumps({"modelfile": f"FROM /blobs/sha256-{digest}\n"}))
+
+        server.expect_request("/api/show").respond_with_handler(show)
+        monkeypatch.setattr(examination.footprint, "available", lambda: 6 << 40)
+
+        def memory():
+            return next(row for row in module.doctor(out="json")["entries"] if row["check"] == "out of memory")
+
+        assert "7168.0 GiB free, nothing" in memory()["expected"]
+        listed.append({"name": "llama-family:latest", "size": 5 << 40})
+        server.expect_request("/api/tags").respond_with_json({"models": listed})
+        monkeypatch.setitem(module.__pillar__, "slots", {1: {"instance": "main"}})
+        assert memory()["ok"]
+
     def test_where_nothing_answers_every_entry_still_does(self):
         text = module.doctor(patience=1)
         assert text.count("measured:") == 9
@@ -192,7 +216,7 @@ class TestExamination:
         loads = next(row for row in told["entries"] if row["check"] == "a model does not load")
         assert loads["ok"] is False
         assert "not found" in loads["actual"]
-        assert "ollama pull x:1" in loads["hint"]
+        assert "salt-call ollama.pull main x:1" in loads["hint"]
 
     def test_a_load_that_is_killed_counts_against_memory(self, server, monkeypatch):
         """The kernel counts what it killed after the load was tried, not before."""
