@@ -379,7 +379,12 @@ def execute(name: str, argv: list[str], environment: dict[str, str] | None = Non
 def run(image: str, argv: list[str], environment: dict[str, str], network: str) -> dict[str, Any]:
     """Run a command in a container of its own in a network, and remove it; returns its exit code and what it printed.
 
-    The image has to be on the host. It may take ``RUN_SECONDS``.
+    image
+        One that is on the host.
+    argv, environment
+        What its entrypoint is given; it may take ``RUN_SECONDS``.
+    network
+        The name of a network of Docker.
 
     CLI Example:
 
