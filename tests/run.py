@@ -24,12 +24,16 @@ LAB = [sys.executable, "-m", "lab"]
 
 @dataclass
 class Stage:
-    """One stage and what came of it: counts, seconds and the reasons of what was skipped."""
+    """One stage and what came of it: counts, seconds and the reasons of what was skipped.
+
+    One that takes longer than ``limit`` seconds has failed.
+    """
 
     name: str
     command: list[str]
     is_pytest: bool = False
     needs: str | None = None
+    limit: float | None = None
     passed: int = 0
     failed: int = 0
     skipped: int = 0
@@ -61,9 +65,11 @@ def stages() -> list[Stage]:
         pytest_stage("timed", "tests/functional -m timed", "artifacts"),
         pytest_stage("integration", "tests/integration tests/numa --numprocesses=2 --dist=loadfile", "artifacts"),
         Stage("lab-up", [*LAB, "up"], needs="artifacts"),
+        Stage("lab-again", [*LAB, "up"], needs="lab-up", limit=60),
         # Two lanes: the lab's hosts, and hosts that tests make for themselves (tests/lab/conftest.py).
         pytest_stage("lab", "tests/lab --numprocesses=2 --dist=loadscope", "lab-up"),
         Stage("lab-down", [*LAB, "down"]),
+        pytest_stage("down", "tests/down", "lab-down"),
     ]
 
 
@@ -76,9 +82,11 @@ def run(stage: Stage) -> None:
     stage.seconds = round(time.monotonic() - begin, 1)
     if stage.is_pytest and stage.junit.exists():
         count(stage)
-    if code and not stage.failed:
+    late = stage.limit is not None and stage.seconds > stage.limit
+    if (code or late) and not stage.failed:
         stage.failed = 1
-    print(f"=== {stage.name}: {'failed' if code else 'ok'} in {stage.seconds} s", flush=True)
+    outcome = f"too slow ({stage.limit:g} s were allowed)" if late else "failed" if code else "ok"
+    print(f"=== {stage.name}: {outcome} in {stage.seconds} s", flush=True)
 
 
 def count(stage: Stage) -> None:
@@ -110,7 +118,7 @@ def main() -> int:
     ARTIFACTS.mkdir(parents=True, exist_ok=True)
     done: list[Stage] = []
     for stage in stages():
-        if (args.only and stage.name not in args.only) or (args.keep_lab and stage.name == "lab-down"):
+        if (args.only and stage.name not in args.only) or (args.keep_lab and stage.name in ("lab-down", "down")):
             continue
         if any(s.name == stage.needs and s.failed for s in done):
             stage.failed = 1
