@@ -1,8 +1,9 @@
 """Runs on ai_server, by `python3 -`: how many tokens a second instances decode together, bound or not, hog or not.
 
-Its argument is one JSON: ``{"groups": {NAME: [[URL, MODEL, OPTIONS], ...]}, "windows": [[GROUP, CPU of a hog or null],
-...], "seconds": S, "servers": {PORT: ENVIRONMENT}, "program": PATH}``; it prints the rate of each window. The servers
-are started for it, bound to nothing, and stopped.
+Its argument is one JSON: ``{"groups": {NAME: [[URL, MODEL, OPTIONS], ...]}, "windows": [[GROUP, HOGS], ...], "seconds":
+S, "servers": {PORT: ENVIRONMENT}, "program": PATH}``; it prints the rate of each window. HOGS is how many processes
+compute meanwhile, each with one thread and bound to nothing: the scheduler places them. The servers are started for it,
+bound to nothing, and stopped.
 """
 
 import contextlib
@@ -18,7 +19,8 @@ import time
 from urllib.parse import urlsplit
 
 START_SECONDS = 60
-HOG = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True:\n    pass"
+# It ends by itself, too, should nobody be left to end it.
+HOG = "import sys, time\nend = time.monotonic() + float(sys.argv[1])\nwhile time.monotonic() < end:\n    pass"
 
 
 class Stream(threading.Thread):
@@ -45,10 +47,11 @@ class Stream(threading.Thread):
                         break  # closing the connection ends the answer there too
 
 
-def rate(clients: list, cpu, seconds: float) -> float:
+def rate(clients: list, hogs: int, seconds: float) -> float:
     """Tokens a second of all clients together, counted once each of them decodes."""
     streams = [Stream(*client) for client in clients]
-    hog = None if cpu is None else subprocess.Popen([sys.executable, "-c", HOG, str(cpu)])
+    hog = [sys.executable, "-c", HOG, str(START_SECONDS + seconds)]
+    beside = [subprocess.Popen(hog) for _ in range(hogs)]
     try:
         for stream in streams:
             stream.start()
@@ -59,9 +62,9 @@ def rate(clients: list, cpu, seconds: float) -> float:
     finally:
         for stream in streams:
             stream.stopped.set()
-        if hog:
-            hog.kill()
-            hog.wait()
+        for one in beside:
+            one.kill()
+            one.wait()
         for stream in streams:
             stream.join(10)
 
@@ -103,8 +106,8 @@ def main() -> None:
     try:
         await_all(lambda: all(map(answers, wanted["servers"])), START_SECONDS, "answer of the unbound instances")
         for name in dict.fromkeys(group for group, _ in wanted["windows"]):
-            rate(wanted["groups"][name], None, 0)  # loads what is not loaded
-        rates = [rate(wanted["groups"][group], cpu, wanted["seconds"]) for group, cpu in wanted["windows"]]
+            rate(wanted["groups"][name], 0, 0)  # loads what is not loaded
+        rates = [rate(wanted["groups"][group], hogs, wanted["seconds"]) for group, hogs in wanted["windows"]]
         print(json.dumps(rates))
     finally:
         for server in servers:

@@ -44,6 +44,12 @@ def bound(slot, ports, name):
     return [f"http://127.0.0.1:{ports[name]}", slot[name]["name"], PREDICT]
 
 
+def unbound(slot, name):
+    """A client of the same model where Ollama is as it comes: on all CPUs, with as many threads as there are cores."""
+    # 0 is Ollama's own choice, in place of what the alias says.
+    return [f"http://127.0.0.1:{PORTS[name]}", slot[name]["name"], PREDICT | {"num_thread": 0}]
+
+
 @pytest.fixture(scope="module")
 def ports(master):
     """Where the instances listen."""
@@ -51,35 +57,47 @@ def ports(master):
     return {name: instances[name]["port"] for name in PORTS}
 
 
-def test_two_bound_instances_decode_faster_than_two_unbound(ai_server, master, slot, ports):
-    """Unbound is Ollama as it comes: on all CPUs, with as many threads as there are cores, twice."""
-    models = master.salt("ai_server", "ollama.models_dir")["ai_server"]
-    environment = {
-        "OLLAMA_MODELS": models,
+@pytest.fixture(scope="module")
+def environment(master):
+    """What instances that are bound to nothing are started with."""
+    return {
+        "OLLAMA_MODELS": master.salt("ai_server", "ollama.models_dir")["ai_server"],
         "OLLAMA_NOPRUNE": "1",
         "OLLAMA_FLASH_ATTENTION": "1",
         "OLLAMA_NUM_PARALLEL": "1",
     }
-    servers = {str(port): environment for port in PORTS.values()}
+
+
+def test_two_bound_instances_decode_faster_than_two_unbound(ai_server, slot, ports, environment):
     groups = {
         "bound": [bound(slot, ports, name) for name in PORTS],
-        # 0 is Ollama's own choice, in place of what the alias says.
-        "unbound": [
-            [f"http://127.0.0.1:{port}", slot[name]["name"], PREDICT | {"num_thread": 0}]
-            for name, port in PORTS.items()
-        ],
+        "unbound": [unbound(slot, name) for name in PORTS],
     }
-    found = rates(ai_server, groups, [["bound", None], ["unbound", None]] * PAIRS, servers)
+    servers = {str(port): environment for port in PORTS.values()}
+    found = rates(ai_server, groups, [["bound", 0], ["unbound", 0]] * PAIRS, servers)
     ratios = [fast / max(slow, 1 / SECONDS) for fast, slow in zip(found[::2], found[1::2], strict=True)]
     print(f"tokens per second, bound {found[::2]}, unbound {found[1::2]}, ratios {ratios}")
     assert statistics.median(ratios) >= FASTER, ratios
 
 
-def test_a_hog_on_the_other_cpu_costs_a_bound_instance_next_to_nothing(ai_server, plan, slot, ports):
-    hog = plan["node0"]["cpus"][0]
-    assert hog not in plan["node1"]["cpus"]
-    groups = {"node1": [bound(slot, ports, "node1")]}
-    found = rates(ai_server, groups, [["node1", None], ["node1", hog]] * PAIRS)
-    cost = [1 - hogged / quiet for quiet, hogged in zip(found[::2], found[1::2], strict=True)]
-    print(f"tokens per second, quiet {found[::2]}, with a hog {found[1::2]}, cost {cost}")
-    assert statistics.median(cost) <= HOG_COST, cost
+def test_a_hog_costs_a_bound_instance_next_to_nothing_and_an_unbound_one_more(
+    ai_server, plan, slot, ports, environment
+):
+    """A hog takes one node's worth of CPUs and is bound to nothing, as another program of the host would be.
+
+    A bound instance leaves it the other node: the scheduler, which may move the hog and not the instance, keeps them
+    apart. One that uses all CPUs cannot get out of its way, and all its threads wait for the one that is held up.
+    """
+    hogs = len(plan["node0"]["cpus"])
+    groups = {"bound": [bound(slot, ports, "node1")], "unbound": [unbound(slot, "node1")]}
+    windows = [["bound", 0], ["bound", hogs], ["unbound", 0], ["unbound", hogs]]
+    found = rates(ai_server, groups, windows * PAIRS, {str(PORTS["node1"]): environment})
+    cost = {
+        name: [
+            1 - hogged / max(quiet, 1 / SECONDS) for quiet, hogged in zip(found[at::4], found[at + 1 :: 4], strict=True)
+        ]
+        for name, at in (("bound", 0), ("unbound", 2))
+    }
+    print(f"tokens per second of {windows}: {found}, cost {cost}")
+    assert statistics.median(cost["bound"]) <= HOG_COST, cost
+    assert statistics.median(cost["bound"]) < statistics.median(cost["unbound"]), cost

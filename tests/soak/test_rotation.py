@@ -74,14 +74,15 @@ def test_no_answer_fails_or_is_cut(under_load):
 
 
 def test_no_answer_is_mixed(under_load):
-    """Every answer of a name is one that its model gives while nothing rotates."""
+    """A name has one text for each model that it stood for: a text more is an answer that is mixed or cut."""
     for name in ("llama-family", "gemma-family", "coder-128k", "coder-32k"):
         texts = {row["text"] for row in under_load["rows"] if row["name"] == name}
         assert len(texts) == 1, (name, texts)
     for name, slot in (("slot-5", 5), ("coder-rotate", 6)):
         texts = {row["text"] for row in under_load["rows"] if row["name"] == name}
         models = {one["model"] for one in under_load["made"] if one["slot"] == slot}
-        assert len(texts) <= len(models) + 1, (name, texts)
+        models.add(under_load["before"][f"slot-{slot}"]["model"])
+        assert len(texts) <= len(models), (name, texts, models)
 
 
 def test_the_locked_slots_keep_their_processes(under_load):
