@@ -21,6 +21,8 @@ LATENCY = "latency"
 PERCENTILES = (50, 95, 99)
 # A test that names no length of its own is warmed with one token.
 _WARM = {"num_predict": 1}
+# What a run that goes on with a record takes over of it, besides the answers.
+_GOES_ON = ("load_s", "wall_s", "model_s", "executed", "execution_s")
 
 
 class Watch(Protocol):
@@ -90,7 +92,7 @@ class Job:
             return {**new, "samples": {}}
         if "ttft_ms" in record and self.settings["fresh"]:
             return {**new, "samples": {}}
-        more = {key: record[key] for key in ("load_s", "wall_s", "model_s", "executed") if key in record}
+        more = {key: record[key] for key in _GOES_ON if key in record}
         return {**new, **more, "samples": dict(record.get("samples", {}))}
 
 
@@ -198,7 +200,10 @@ def _compact(sample: Sample) -> dict[str, Any]:
 
 
 def execute(measured: dict[str, Any], job: Job) -> None:
-    """Run the code of the answers against the suite's hidden tests; the verdicts go into ``executed`` by sample."""
+    """Run the code of the answers against the suite's hidden tests; the verdicts go into ``executed`` by sample.
+
+    The seconds go into ``execution_s``: they are the code's own, and no part of ``overhead``.
+    """
     if job.execute is None:
         return
     known: dict[tuple[str, str], dict[str, Any]] = {}
@@ -208,7 +213,10 @@ def execute(measured: dict[str, Any], job: Job) -> None:
         if "tests" in test and name not in verdicts:
             key = (prompt, text or "")
             # The same answer twice has the same verdict.
-            known[key] = known.get(key) or asdict(job.execute(test["tests"], text or ""))
+            if key not in known:
+                started = time.monotonic()
+                known[key] = asdict(job.execute(test["tests"], text or ""))
+                measured["execution_s"] = measured.get("execution_s", 0.0) + time.monotonic() - started
             verdicts[name] = known[key]
     measured["executed"] = verdicts
 
@@ -288,7 +296,7 @@ def _of_prompt(samples: Mapping[str, Mapping[str, Any]], job: Job, prompt: str) 
 
 
 def _overhead(record: Mapping[str, Any]) -> float | None:
-    """Return the share of the tests' time that was not the model's."""
+    """Return the share of the tests' time that was not the model's; running the answers' code comes after them."""
     wall = record.get("wall_s")
     return max(0.0, 1 - record["model_s"] / wall) if wall else None
 

@@ -384,6 +384,26 @@ def test_answers_that_are_kept_are_executed_without_asking_again(job):
     assert fake.calls == []
 
 
+def test_running_the_code_has_a_figure_of_its_own(job, monkeypatch):
+    """Its seconds show, add up over runs, and are no part of the benchmark's own work."""
+    plain = measure_model.run(Fake(), job, None, lambda _: None)
+    assert "execution_s" not in measure.row(plain, job.settings)
+    clock = [0.0]
+
+    def execute(tests, text):
+        clock[0] += 2
+        return Verdict(True)
+
+    monkeypatch.setattr(measure_model.time, "monotonic", lambda: clock[0])
+    executing = measure_model.replace(job, execute=execute)
+    found = measure_model.run(Fake(), executing, plain, lambda _: None)
+    assert measure.row(found, job.settings)["execution_s"] == 6
+    assert found["overhead"] == plain["overhead"]
+    # What has its verdict is not run again, and keeps its seconds.
+    again = measure_model.run(Fake(), executing, found, lambda _: None)
+    assert (again["execution_s"], clock[0]) == (6, 6)
+
+
 def test_why_no_code_was_run_is_noted(job):
     silent = measure_model.replace(job, execution_note="this host is not run by systemd")
     found = measure_model.run(Fake(), silent, None, lambda _: None)
