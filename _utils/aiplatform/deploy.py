@@ -26,7 +26,10 @@ _held: dict[Path, int] = {}
 
 
 class Lock:
-    """The lock of deploys on one master; the process that takes it keeps it until ``release`` or its end."""
+    """The lock of deploys on one master; the process that takes it keeps it until ``release`` or its end.
+
+    So do the processes of the deploy's steps, until they end too.
+    """
 
     def __init__(self, cachedir: Path) -> None:
         self.path = cachedir / FOLDER / "deploy.lock"
@@ -73,16 +76,25 @@ class Lock:
         return content if isinstance(content, dict) else {}
 
     def _refused(self) -> PlatformError:
-        held = self.holder()
+        held = dict.fromkeys(("command", "user", "pid", "started"), "unknown") | self.holder()
+        gone = isinstance(held["pid"], int) and not Path(f"/proc/{held['pid']}").exists()
+        told = ", which has ended before its last steps," if gone else ","
         return PlatformError(
             "Another deploy is running",
             where=str(self.path),
             expected="one deploy at a time",
-            actual="{command} of user {user}, pid {pid}, since {started}".format(
-                **({"command": "unknown", "user": "unknown", "pid": "unknown", "started": "unknown"} | held)
-            ),
+            actual="{command} of user {user}, pid {pid}{told} since {started}".format(told=told, **held),
             hint="wait for it to end, or end it",
         )
+
+
+def forget_locks() -> None:
+    """Close what a forked process has inherited of the locks; they stay with the process that took them.
+
+    For one that only watches. A step of a deploy keeps its own: it may go on where the deploy is killed.
+    """
+    while _held:
+        os.close(_held.popitem()[1])
 
 
 @dataclass(frozen=True)

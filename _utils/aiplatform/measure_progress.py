@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from aiplatform import measure
+from aiplatform import event_lines, measure
 
 PULL_TAG = "ai_platform/models/progress"
 MEASURE_TAG = "ai_platform/benchmark/progress"
@@ -88,28 +86,7 @@ def shown(opts: Mapping[str, Any]) -> Iterator[None]:
     """Show the lines on the error stream while the body runs.
 
     opts
-        The master's options. The listener is a process of its own: an event that is lost costs a line, nothing else.
+        The master's options.
     """
-    context = multiprocessing.get_context("fork")
-    ready = context.Event()
-    watcher = context.Process(target=_watch, args=(dict(opts), ready), daemon=True)
-    watcher.start()
-    ready.wait(timeout=5)
-    try:
+    with event_lines.shown(opts, lambda event: line(event["tag"], event["data"]) if event else ""):
         yield
-    finally:
-        watcher.terminate()
-        watcher.join(timeout=5)
-
-
-def _watch(opts: dict[str, Any], ready: Any) -> None:
-    import salt.utils.event
-
-    with salt.utils.event.get_event("master", opts=opts, listen=True) as events:
-        ready.set()
-        while True:
-            event = events.get_event(wait=5, full=True, auto_reconnect=True)
-            text = line(event["tag"], event["data"]) if event else ""
-            if text:
-                sys.stderr.write(f"{text}\n")
-                sys.stderr.flush()

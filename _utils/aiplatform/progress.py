@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from typing import Any
 
-from aiplatform import measure_progress
+from aiplatform import event_lines, measure_progress
 from aiplatform.outcome import changed_ids, failures_of, notices_of, states_of
 from aiplatform.phases import STATE, Step
 
@@ -27,6 +25,23 @@ class Lines:
         self._jobs: dict[str, float] = {}
         self._waiting: dict[tuple[str, str], float] = {}
         self._news: dict[str, str] = {}
+        self._told = started
+
+    def next(self, event: Mapping[str, Any] | None, now: float) -> str:
+        """Return the line for an event, or about what is waited for where nothing was said for a while; else empty.
+
+        event
+            ``tag`` and ``data``; None where nothing happened.
+        now
+            The time in seconds, on the clock of ``started``.
+        """
+        line = self.of(event["tag"], event["data"], now) if event else ""
+        quiet = now - self._told > QUIET
+        if not line and quiet:
+            line = self.waiting(now)
+        if line or quiet:
+            self._told = now
+        return line
 
     def of(self, tag: str, data: Mapping[str, Any], now: float) -> str:
         """Return the line for one event; empty where it says nothing about this deploy.
@@ -92,41 +107,11 @@ class Lines:
 def shown(opts: Mapping[str, Any], steps: Sequence[Step]) -> Iterator[None]:
     """Show progress on the error stream while the body runs.
 
-    A process of its own listens to the master's events, so that the orchestration forks from a process
-    without threads, and so that a lost event costs a line and nothing else.
-
     opts
         The master's options.
     steps
         The steps of the run.
     """
-    context = multiprocessing.get_context("fork")
-    ready = context.Event()
-    watcher = context.Process(target=_watch, args=(dict(opts), list(steps), ready), daemon=True)
-    watcher.start()
-    ready.wait(timeout=5)
-    try:
-        yield
-    finally:
-        watcher.terminate()
-        watcher.join(timeout=5)
-
-
-def _watch(opts: dict[str, Any], steps: list[Step], ready: Any) -> None:
-    import salt.utils.event
-
     lines = Lines(steps, time.monotonic())
-    with salt.utils.event.get_event("master", opts=opts, listen=True) as events:
-        ready.set()
-        told = time.monotonic()
-        while True:
-            event = events.get_event(wait=1, full=True, auto_reconnect=True)
-            now = time.monotonic()
-            line = lines.of(event["tag"], event["data"], now) if event else ""
-            if not line and now - told > QUIET:
-                line = lines.waiting(now)
-                told = now
-            if line:
-                told = now
-                sys.stderr.write(f"{line}\n")
-                sys.stderr.flush()
+    with event_lines.shown(opts, lambda event: lines.next(event, time.monotonic())):
+        yield

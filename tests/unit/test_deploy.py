@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import multiprocessing
 import os
+import signal
+import time
+import types
+from pathlib import Path
 
 import pytest
+import salt.utils.event
 
-from aiplatform import deploy
+from aiplatform import deploy, measure_progress, progress, wait
 from aiplatform.errors import PlatformError
 from aiplatform.phases import Step
 
@@ -20,20 +27,45 @@ def lock(tmp_path):
     taken.release()
 
 
-def hold(cachedir, taken, done):
+@contextlib.contextmanager
+def no_events(*_, **__):
+    """The events of a master on which nothing happens."""
+    yield types.SimpleNamespace(get_event=lambda wait, **_: time.sleep(wait))
+
+
+SHOWN = {
+    "nothing": contextlib.nullcontext,
+    "the deploy": lambda: progress.shown({}, []),
+    "the measuring": lambda: measure_progress.shown({}),
+}
+
+
+def hold(cachedir, taken, done, what):
+    salt.utils.event.get_event = no_events
     deploy.Lock(cachedir).take("ai_platform.deploy")
-    taken.set()
-    done.wait(20)
+    with SHOWN[what]():
+        pids = [str(child.pid) for child in multiprocessing.active_children()]
+        (cachedir / "watchers").write_text(" ".join(pids))
+        taken.set()
+        done.wait(20)
 
 
-def holder_of(tmp_path):
-    """Start a process that holds the lock; returns it and the event that ends it."""
+def holder_of(tmp_path, what="nothing"):
+    """Start a process that holds the lock and shows how something goes on; returns it and the event that ends it."""
     context = multiprocessing.get_context("spawn")
     taken, done = context.Event(), context.Event()
-    process = context.Process(target=hold, args=(tmp_path, taken, done))
+    process = context.Process(target=hold, args=(tmp_path, taken, done, what))
     process.start()
     assert taken.wait(20)
     return process, done
+
+
+def ended(pid):
+    """Whether a process is gone; one that nobody waits for stays as a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
+    except OSError:
+        return True
 
 
 def test_a_second_deploy_is_refused_with_the_holder(lock, tmp_path):
@@ -47,12 +79,36 @@ def test_a_second_deploy_is_refused_with_the_holder(lock, tmp_path):
     lock.take("other")
 
 
-def test_a_killed_deploy_leaves_no_lock(lock, tmp_path):
-    process, _ = holder_of(tmp_path)
+@pytest.mark.parametrize("what", SHOWN)
+def test_a_killed_deploy_leaves_neither_lock_nor_process(lock, tmp_path, what):
+    process, _ = holder_of(tmp_path, what)
+    left = [int(pid) for pid in (tmp_path / "watchers").read_text().split()]
     process.kill()
     process.join(20)
-    lock.take("after")
-    assert lock.holder()["pid"] == os.getpid()
+    try:
+        assert len(left) == (what != "nothing")
+        lock.take("after")
+        assert lock.holder()["pid"] == os.getpid()
+        wait.until(lambda: all(map(ended, left)), 10, what="what shows the progress to end")
+    finally:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_steps_of_a_killed_deploy_that_still_run_are_told_as_such(lock, tmp_path):
+    """The orchestration makes a process of each step, which goes on alone; a second deploy must not run beside it."""
+    gone = multiprocessing.get_context("spawn").Process()
+    gone.start()
+    gone.join(20)
+    process, done = holder_of(tmp_path)
+    try:
+        lock.path.write_text(json.dumps(lock.holder() | {"pid": gone.pid}))
+        with pytest.raises(PlatformError, match=rf"pid {gone.pid}, which has ended before its last steps, since 20"):
+            lock.take("after")
+    finally:
+        done.set()
+        process.join(20)
 
 
 def test_one_process_may_take_it_twice(lock):

@@ -89,3 +89,11 @@ def test_what_a_host_told_of_its_measuring_is_said_once(lines):
     assert lines.of("ai_platform/benchmark/progress", told, 101) == ""
     assert "vault on ai_server; ai_server: node0: m:1: debug (3 of 14), 18.5 tokens/s" in lines.waiting(105)
     assert "node0" not in lines.waiting(130)
+
+
+def test_after_a_while_without_news_it_is_said_what_is_waited_for(lines):
+    begin = {"tag": "salt/job/1/new", "data": {"fun": "state.sls", "arg": ["vault"], "minions": ["ai_server"]}}
+    assert "begins on ai_server" in lines.next(begin, 101.0)
+    assert lines.next(None, 101.0 + progress.QUIET) == ""
+    assert "still at work: vault on ai_server" in lines.next(None, 101.5 + progress.QUIET)
+    assert lines.next(None, 102.0 + progress.QUIET) == ""
