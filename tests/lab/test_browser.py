@@ -19,6 +19,7 @@ from tests.lab.test_chat import in_container
 DOMAIN = "lab.internal"
 CHAT = f"https://ollama-ui.{DOMAIN}/"
 VAULT = f"https://vault.{DOMAIN}/v1"
+VAULT_PAGES = f"https://vault.{DOMAIN}/ui/"
 PEOPLE = {"lab-user": ["ai-user"], "lab-admin": ["ai-admin"], "lab-nobody": []}
 CURL = ("curl", "--silent", "--max-time", "30", "--config", "-", "--write-out", "\n%{http_code}", "--cacert")
 CALLBACK = "http://localhost:8250/oidc/callback"
@@ -109,11 +110,27 @@ def test_a_user_finds_what_a_document_says_and_signs_out(person):
     assert "lighthouse.txt" in cited(page)
     page.picture("document")
     assert "Admin Panel" not in menu(page)
+    token = page.driver.get_cookie("token")["value"]
+    assert answer_to(page, token) == 200
     page.click("//*[contains(text(), 'Sign Out')]")
     page.reads("Continue with", "signed out", "logged out")
     page.picture("signed-out")
     page.driver.get(CHAT)
     page.find("//button[contains(., 'Continue with')]")
+    assert answer_to(page, token) == 401, "a copy of the token still counts"
+    # Keycloak asks who it is: its own session has ended too.
+    page.click("//button[contains(., 'Continue with')]")
+    page.find("#username")
+
+
+def answer_to(page, token: str) -> int:
+    """The chat's answer to somebody with a copy of a session's token; the page is one of the chat's."""
+    script = """
+        const [token, done] = arguments;
+        fetch("/api/models", {credentials: "omit", headers: {Authorization: "Bearer " + token}})
+            .then(reply => done(reply.status));
+    """
+    return page.driver.execute_async_script(script, token)
 
 
 def upload(page) -> None:
@@ -180,7 +197,7 @@ def sign_in_to_vault(desk, master, passwords):
         argv = " ".join(quoted(word) for word in (*CURL, authority, *more, f"{VAULT}/{path}"))
         out = desk.run(f"{argv} <<'CONFIG'\n{config}\nCONFIG").stdout
         body, _, status = out.rpartition("\n")
-        return int(status), json.loads(body)
+        return int(status), json.loads(body or "null")
 
     def sign_in(name: str) -> tuple[int, dict]:
         nonce = secrets.token_hex(8)
@@ -205,6 +222,33 @@ def test_an_administrator_signs_in_to_vault_and_reads_a_secret(sign_in_to_vault)
     assert reply["auth"]["lease_duration"] == 4 * 3600
     status, reply = sign_in_to_vault.ask("secret/data/ai-platform/openwebui", token=reply["auth"]["client_token"])
     assert (status, "secret_key" in reply["data"]["data"]) == (200, True)
+
+
+def test_a_token_of_vault_ends_when_its_owner_says_so(sign_in_to_vault):
+    token = sign_in_to_vault("lab-admin")[1]["auth"]["client_token"]
+    assert sign_in_to_vault.ask("secret/data/ai-platform/openwebui", token=token)[0] == 200
+    # What `vault token revoke -self` sends.
+    assert sign_in_to_vault.ask("auth/token/revoke-self", "--request", "PUT", token=token)[0] == 204
+    assert sign_in_to_vault.ask("secret/data/ai-platform/openwebui", token=token)[0] == 403
+
+
+def test_vaults_own_pages_let_an_administrator_in_and_out_again(desk, passwords):
+    with browser.Browser() as page:
+        page.driver.get(VAULT_PAGES)
+        if "not available" in page.reads("Sign in", "Vault UI is not available"):
+            pytest.skip("this Vault was built without its pages")
+        page.click("//select/option[contains(., 'OIDC')]")
+        page.find("input[name='role']").send_keys("default")
+        page.click("//button[contains(., 'Sign in with')]")
+        first = page.driver.current_window_handle
+        page.until(lambda: len(page.driver.window_handles) == 2, "window of Keycloak's")
+        page.driver.switch_to.window(next(name for name in page.driver.window_handles if name != first))
+        page.identify("lab-admin", passwords["lab-admin"])
+        page.driver.switch_to.window(first)
+        page.reads("Secrets engines", "Secrets Engines")
+        page.picture("vault")
+        page.driver.get(f"{VAULT_PAGES}vault/logout")
+        page.find("//select/option[contains(., 'OIDC')]")
 
 
 @pytest.mark.parametrize("name", ["lab-user", "lab-nobody"])

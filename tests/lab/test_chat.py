@@ -7,11 +7,15 @@ import json
 import pytest
 
 from aiplatform import wait
+from tests.lab.hostile import LOAD, OPTIONS, UNPIN
+from tests.lab.test_edge import runners
 
 ADDRESS = "10.89.77.100"
 PORTS = {"node1": 11434, "node0": 11435}
 BASE = "http://127.0.0.1:8080"
 DOCUMENT = "The lighthouse keeper polishes the lamp each evening.\n\nOur bakery sells rye bread on Fridays."
+# Other spellings under which Ollama would read another model.
+MODEL = ['"Model":"coder-32k:latest"', '"MODEL":"coder-32k:latest"', '"\\u004dodel":"coder-32k:latest"']
 # A session of the account that Salt has made, as a sign-on would get it: made with the container's own key.
 SESSION = """
 import asyncio
@@ -24,6 +28,17 @@ async def token():
     return create_token({"id": user.id, "session_stamp": (await get_auth(user.id)).session_stamp})
 
 print("TOKEN", asyncio.run(token()))
+"""
+# That account as one whose owner signed on so many seconds ago; without a number, as one that nobody ever signed on to.
+SIGN_ON = """
+import asyncio, sys, time
+from open_webui.models.users import Users
+
+async def sign_on():
+    oauth = {"oidc": {"signed_on": int(time.time()) - int(sys.argv[2])}} if sys.argv[2:] else None
+    return (await Users.update_user_by_id(sys.argv[1], {"oauth": oauth})).id
+
+print("SIGNED", asyncio.run(sign_on()))
 """
 ROLES = """
 import asyncio, json, sys
@@ -59,10 +74,10 @@ class Chat:
         self._token = in_container(ai_server, SESSION, "TOKEN")
 
     def ask(self, path: str, body=None, *more: str, token: str | None = None) -> tuple[int, dict]:
-        """Return status and JSON of a request; with a body it is a POST."""
+        """Return status and JSON of a request; with a body it is a POST. A body that is text is sent as it is."""
         argv = ["curl", "-s", "-w", "\n%{http_code}", "-H", f"Authorization: Bearer {token or self._token}", *more]
         if body is not None:
-            argv += ["-H", "Content-Type: application/json", "-d", json.dumps(body)]
+            argv += ["-H", "Content-Type: application/json", "-d", body if isinstance(body, str) else json.dumps(body)]
         out = self._host.run([*argv, f"http://{ADDRESS}:8080{path}"], timeout=180).stdout
         text, _, status = out.rpartition("\n")
         return int(status), json.loads(text or "null")
@@ -113,16 +128,21 @@ def test_a_chat_is_answered(chat):
 
 
 def test_no_request_reloads_a_slot_or_reaches_the_other_instance(chat, ai_server):
-    before = loaded(ai_server)
-    body = {
-        "model": "llama-family:latest",
-        "messages": [{"role": "user", "content": "Hi"}],
-        "stream": False,
-        "keep_alive": 0,
-        "options": {"num_ctx": 1024, "num_thread": 2, "num_predict": 2},
-    }
-    assert chat.ask("/ollama/api/chat/1", body)[0] == 200
+    before, processes = loaded(ai_server), runners(ai_server)
+    load = [f'"{key}":{{{",".join(LOAD)}}}' for key in OPTIONS]
+    # Without messages Ollama only loads, or unloads: a second each at most.
+    for member in [*UNPIN, *load, *MODEL]:
+        text = f'{{"model":"llama-family:latest","messages":[],"stream":false,{member}}}'
+        assert chat.ask("/ollama/api/chat/1", text)[0] == 200, member
+    text = f'{{"model":"llama-family:latest","input":"Hi",{UNPIN[2]},{load[1]},{MODEL[0]}}}'
+    assert chat.ask("/ollama/api/embed", text)[0] in (200, 400, 500, 501)
+    text = f'{{"model":"llama-family:latest","prompt":"Hi","max_tokens":1,{MODEL[0]}}}'
+    assert chat.ask("/ollama/v1/completions", text)[0] == 200
+    # A slot that is being unloaded would be loaded anew by this.
+    question = {"model": "llama-family:latest", "messages": [{"role": "user", "content": "Hi"}], "stream": False}
+    assert chat.ask("/ollama/api/chat", question | {"options": {"num_predict": 2}})[0] == 200
     assert loaded(ai_server) == before
+    assert runners(ai_server) == processes
     assert all(before["node1"].values())
 
 
@@ -175,12 +195,22 @@ def decided(ai_server, request) -> dict:
     return dict(zip(map(json.dumps, claims), answers, strict=True))
 
 
-def test_a_key_of_ones_own_opens_the_api(chat):
+def test_a_key_of_ones_own_opens_the_api(chat, ai_server):
     status, made = chat.ask("/api/v1/auths/api_key", {})
     assert status == 200
-    assert chat.ask("/api/models", token=made["api_key"])[0] == 200
-    assert chat.ask("/api/v1/auths/api_key", None, "-X", "DELETE")[0] == 200
-    assert chat.ask("/api/models", token=made["api_key"])[0] == 401
+    owner, key = chat.ask("/api/v1/auths/")[1]["id"], made["api_key"]
+    try:
+        assert chat.ask("/api/models", token=key)[0] == 401
+        in_container(ai_server, SIGN_ON, "SIGNED", owner, "0")
+        assert chat.ask("/api/models", token=key)[0] == 200
+        in_container(ai_server, SIGN_ON, "SIGNED", owner, str(13 * 3600))
+        assert chat.ask("/api/models", token=key)[0] == 401
+        # Nor does it make another key.
+        assert chat.ask("/api/v1/auths/api_key", {}, token=key)[0] == 401
+        assert chat.ask("/api/models")[0] == 200
+    finally:
+        in_container(ai_server, SIGN_ON, "SIGNED", owner)
+        assert chat.ask("/api/v1/auths/api_key", None, "-X", "DELETE")[0] == 200
 
 
 def test_what_an_administrator_changes_does_not_outlive_a_start(chat, ai_server):

@@ -2,8 +2,10 @@
 
 - Sign-on: the role comes from the claim alone. Upstream makes the first account an administrator, and lets those whose
   claim is empty or missing keep the role they had.
-- Models: no request reaches an instance that does not offer the model, and none carries options with which Ollama would
-  load a model anew or unpin it. What changes the store of models is not offered: pillar says what is there.
+- API keys: one counts as long as its owner's last sign-on does. Upstream's counts for ever, with the role of that day.
+- Signing out ends the person's sessions wherever they are. Upstream does that with Redis only, which is not there.
+- Models: no request reaches an instance that does not offer the model, and none carries what would have Ollama load a
+  model anew, unpin it or take another one. What changes the store of models is not offered: pillar says what is there.
 
 It stands on names inside Open WebUI; where one of them is gone, as in another version, the container does not start.
 """
@@ -12,15 +14,23 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from typing import Any
 
 from fastapi import HTTPException, status
+from open_webui.config import JWT_EXPIRES_IN
 from open_webui.constants import ERROR_MESSAGES
-from open_webui.routers import ollama
-from open_webui.utils import oauth
+from open_webui.models.users import Users
+from open_webui.routers import auths, ollama
+from open_webui.utils import auth, oauth
+from open_webui.utils.misc import parse_duration
 
+# Where an account says when its owner signed on last: beside the number that the sign-on knows them by.
+PROVIDER, SIGNED_ON = "oidc", "signed_on"
+SESSION = parse_duration(JWT_EXPIRES_IN).total_seconds()
+# What a request is about, and what no request may say. Ollama reads keys without regard to case and takes the last one.
+KEPT, LEFT_OUT = ("model", "name", "options"), ("keep_alive",)
 LOADING = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread")
-ANSWERING = ("/api/chat", "/api/generate", "/api/embed", "/api/embeddings")
 STORE = (
     "/api/pull",
     "/api/push",
@@ -40,8 +50,8 @@ def roles_of(claims: dict[str, Any] | None, claim: str) -> list[str]:
     return [str(role) for role in found] if isinstance(found, list) else []
 
 
-async def role_by_claim(_self: Any, _user: Any, user_data: dict[str, Any], *, token_claims: Any = None) -> str:
-    """Return ``admin`` or ``user``, or refuse whoever has no role of the platform."""
+async def role_by_claim(_self: Any, user: Any, user_data: dict[str, Any], *, token_claims: Any = None) -> str:
+    """Return ``admin`` or ``user``, or refuse whoever has no role of the platform: what they had here ends at once."""
     config = await oauth.get_oauth_runtime_config()
     claim = config.OAUTH_ROLES_CLAIM
     roles = set(roles_of(user_data, claim) or roles_of(token_claims, claim))
@@ -49,37 +59,79 @@ async def role_by_claim(_self: Any, _user: Any, user_data: dict[str, Any], *, to
         return "admin"
     if roles & set(config.OAUTH_ALLOWED_ROLES):
         return "user"
+    if user:
+        await Users.update_user_role_by_id(user.id, "pending")
     raise HTTPException(status.HTTP_403_FORBIDDEN, detail=ERROR_MESSAGES.ACCESS_PROHIBITED)
 
 
-def plain(url: str, payload: Any) -> Any:
-    """Return a request's body without what would load a model anew or change how long it stays."""
-    if not isinstance(payload, str | bytes) or not url.endswith(ANSWERING):
+async def note_sign_on(user: Any, at: float) -> None:
+    """Keep when a person signed on."""
+    known = user.oauth or {}
+    noted = {**known.get(PROVIDER, {}), SIGNED_ON: int(at)}
+    await Users.update_user_by_id(user.id, {"oauth": {**known, PROVIDER: noted}})
+
+
+def signed_on(user: Any) -> bool:
+    """Return whether a person's last sign-on still counts."""
+    at = (user.oauth or {}).get(PROVIDER, {}).get(SIGNED_ON, 0)
+    return time.time() - at < SESSION
+
+
+async def sign_out(request: Any, token: str) -> None:
+    """End all sessions of the person whose token this is, where it counts; that token's too."""
+    claims = auth.decode_token(token) or {}
+    if await Users.get_user_by_id(claims.get("id", "")) and await auth.is_valid_token(claims):
+        await auth.revoke_user_tokens(request, claims["id"])
+
+
+def plain(payload: Any) -> Any:
+    """Return a request's body without what would load a model anew, change how long it stays, or name another one."""
+    body = json.loads(payload) if isinstance(payload, str | bytes) else None
+    if not isinstance(body, dict):
         return payload
-    body = json.loads(payload)
-    body.pop("keep_alive", None)
+    named = KEPT + LEFT_OUT
+    body = {key: value for key, value in body.items() if key in KEPT or key.casefold() not in named}
     if isinstance(body.get("options"), dict):
         body["options"] = {key: value for key, value in body["options"].items() if key not in LOADING}
     return json.dumps(body)
 
 
+def put(place: Any, name: str, rule: Any) -> None:
+    """Put a rule in the place of upstream's function. Raises ``AttributeError`` where this version has none."""
+    getattr(place, name)
+    setattr(place, name, rule)
+
+
 def enforce() -> None:
     """Put the rules in the place of upstream's functions."""
     send, choose = ollama.send_request, ollama.get_ollama_url
+    sign_in, user_of_key = auth.create_signin_response, auth.get_current_user_by_api_key
 
     async def send_plain(url: str, *args: Any, payload: Any = None, **more: Any) -> Any:
-        return await send(url, *args, payload=plain(url, payload), **more)
+        return await send(url, *args, payload=plain(payload), **more)
 
     async def choose_by_model(request: Any, model: str, _url_idx: int | None = None, user: Any = None) -> Any:
         return await choose(request, model, None, user)
 
+    async def sign_in_and_note(request: Any, user: Any, *args: Any, **more: Any) -> Any:
+        answer = await sign_in(request, user, *args, **more)
+        await note_sign_on(user, time.time())
+        return answer
+
+    async def user_of_fresh_key(request: Any, key: str) -> Any:
+        user = await user_of_key(request, key)
+        if not signed_on(user):
+            raise HTTPException(status.HTTP_401_UNAUTHORIZED, detail="The owner of this key has to sign on again.")
+        return user
+
     # Addresses of sign-ons hold their codes.
     logging.getLogger("uvicorn.access").addFilter(lambda _record: False)
-    if not callable(oauth.OAuthManager.get_user_role):
-        raise TypeError("Open WebUI has no OAuthManager.get_user_role: this version is not known")
-    ollama.send_request = send_plain
-    ollama.get_ollama_url = choose_by_model
-    oauth.OAuthManager.get_user_role = role_by_claim
+    put(ollama, "send_request", send_plain)
+    put(ollama, "get_ollama_url", choose_by_model)
+    put(oauth.OAuthManager, "get_user_role", role_by_claim)
+    put(auth, "create_signin_response", sign_in_and_note)
+    put(auth, "get_current_user_by_api_key", user_of_fresh_key)
+    put(auths, "invalidate_token", sign_out)
     ollama.router.routes[:] = [
         route for route in ollama.router.routes if not getattr(route, "path", "").startswith(STORE)
     ]
