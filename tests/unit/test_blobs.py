@@ -49,6 +49,16 @@ def test_a_damaged_file_is_named_also_where_it_was_whole_before(blobs, damage, s
     assert said in blobs.damaged("a:1")[digest]
 
 
+def test_a_damaged_file_is_found_of_a_tag_with_capitals(blobs):
+    """Ollama keeps the spelling that a model was pulled by."""
+    digest = put(blobs, "coder:32b-q4_k_m", b"weights")
+    manifest = blobs.manifest("coder:32b-q4_k_m")
+    manifest.rename(manifest.with_name("32b-q4_K_M"))
+    assert blobs.layers("coder:32b-q4_K_M") == {digest: 7}
+    os.truncate(blobs.blob(digest), 3)
+    assert blobs.damaged("coder:32b-q4_K_M") == {digest: "3 of 7 bytes"}
+
+
 def test_a_discarded_file_may_be_fetched_again(blobs):
     digest = put(blobs, "a:1", b"weights")
     blobs.discard(digest)

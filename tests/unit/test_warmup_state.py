@@ -154,6 +154,35 @@ def test_a_manifest_is_where_ollama_writes_it(model, path):
     assert manifests.path(Path("/store"), model) == Path("/store/manifests") / path
 
 
+@pytest.mark.parametrize(
+    ("file", "names"),
+    [
+        (
+            "registry.ollama.ai/library/qwen2.5-coder/32b-instruct-q4_K_M",
+            ["qwen2.5-coder:32b-instruct-q4_K_M", "Qwen2.5-Coder:32b-instruct-q4_k_m"],
+        ),
+        ("10.0.0.1:5000/Team/Phi/Q8_0", ["10.0.0.1:5000/team/phi:Q8_0"]),
+        ("registry.ollama.ai/library/gemma/q4", ["Gemma:Q4"]),
+    ],
+)
+def test_a_manifest_is_found_however_its_name_is_spelled(tmp_path, file, names):
+    """Ollama keeps the capitals that a model was pulled with, and takes every spelling of it for the same."""
+    manifest = tmp_path / "manifests" / file
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("{}")
+    assert [manifests.path(tmp_path, name) for name in names] == [manifest] * len(names)
+
+
+def test_a_manifest_is_found_beside_another_tag_in_another_spelling(tmp_path):
+    library = tmp_path / "manifests/registry.ollama.ai/library"
+    for file in ("Qwen/7b", "qwen/32b-q4_K_M"):
+        (library / file).parent.mkdir(parents=True)
+        (library / file).write_text("{}")
+    assert manifests.path(tmp_path, "qwen:32b-q4_K_M") == library / "qwen/32b-q4_K_M"
+    assert manifests.path(tmp_path, "qwen:7b") == library / "Qwen/7b"
+    assert not manifests.path(tmp_path, "qwen:14b").exists()
+
+
 def test_a_model_of_a_stopped_instance_is_not_missing(monkeypatch, tmp_path):
     def down():
         raise InstanceDown("nothing answers")
@@ -161,10 +190,10 @@ def test_a_model_of_a_stopped_instance_is_not_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "_store", down)
     pillar = {"ollama": {"models_dir": str(tmp_path)}}
     monkeypatch.setattr(module, "__pillar__", pillar, raising=False)
-    manifest = manifests.path(tmp_path, "a:1")
+    manifest = tmp_path / "manifests/registry.ollama.ai/library/a/1-q4_K_M"
     manifest.parent.mkdir(parents=True)
     manifest.write_text("{}")
-    assert module.missing(["a:1", "b:1"]) == ["b:1"]
+    assert module.missing(["a:1-q4_K_M", "b:1"]) == ["b:1"]
 
 
 def test_a_measured_model_that_is_pulled_again_is_not_measured_again(monkeypatch):
