@@ -20,7 +20,7 @@ PASSWORD = "KC_BOOTSTRAP_ADMIN_PASSWORD"  # noqa: S105 (the setting's name)
 
 
 def site() -> dict[str, Any]:
-    """Return what pillar wants of Keycloak: environment, realm, settings, clients, mapper, user. No secret is in it.
+    """Return what pillar wants of Keycloak: environment, realm, settings, clients, mapper, users. No secret is in it.
 
     CLI Example:
 
@@ -35,6 +35,8 @@ def site() -> dict[str, Any]:
         "clients": keycloak.clients(__pillar__),
         "mapper": keycloak.MAPPER,
         "user": keycloak.first_user(__pillar__),
+        "check_people": keycloak.check_people(__pillar__),
+        "check_password": keycloak.CHECK_PASSWORD,
     }
 
 
@@ -329,8 +331,34 @@ def user_roles(realm: str, name: str) -> list[dict[str, Any]]:
     )
 
 
+def user_password_fits(realm: str, name: str, password: str) -> bool:
+    """Return whether a user's password is this one. For states: arguments stay in the job cache.
+
+    A wrong one counts as an attempt to guess. Every realm has the client that is asked, ``admin-cli``, from the start;
+    where somebody closed it, nothing can be told, and any password counts as right.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local keycloak_admin.user_password_fits ai-platform ai-platform-check PASSWORD
+    """
+    form = {"grant_type": "password", "client_id": "admin-cli", "username": name, "password": password}
+    with _errors(f"sign-in of {name}"):
+        url = f"{_url()}/realms/{realm}/protocol/openid-connect/token"
+        reply = requests.post(url, data=form, timeout=TIMEOUT)
+        if reply.status_code >= requests.codes.server_error:
+            reply.raise_for_status()
+        return reply.ok or reply.json().get("error") != "invalid_grant"
+
+
 def write_user(
-    realm: str, name: str, settings: dict[str, Any], roles: list[str], first_password: str | None = None
+    realm: str,
+    name: str,
+    settings: dict[str, Any],
+    roles: list[str],
+    first_password: str | None = None,
+    password: str | None = None,
 ) -> bool:
     """Make a user, or change settings of one and give the roles that are missing. For states only.
 
@@ -345,6 +373,9 @@ def write_user(
 
     first_password
         For a user who is made: to be changed at the first sign-in.
+
+    password
+        The user's password from now on, whether made or there before.
 
     CLI Example:
 
@@ -362,6 +393,8 @@ def write_user(
         else:
             identity = present["id"]
             admin.update_user(identity, wanted)
+        if password:
+            admin.set_user_password(identity, password, temporary=False)
         admin.assign_realm_roles(identity, [admin.get_realm_role(role) for role in roles])
     return True
 

@@ -170,9 +170,16 @@ def mapper_present(name: str, realm: str, client: str, settings: dict[str, Any])
 
 
 def user_present(
-    name: str, realm: str, settings: dict[str, Any], roles: list[str], first_password: str | None = None
+    name: str,
+    realm: str,
+    settings: dict[str, Any],
+    roles: list[str],
+    first_password: str | None = None,
+    password: str | None = None,
 ) -> dict[str, Any]:
-    """A realm has a user with these settings and at least these roles. The password of one who is there is left alone.
+    """A realm has a user with these settings and at least these roles.
+
+    The password of one who is there is left alone, unless ``password`` says which one it is.
 
     name
         The user's name.
@@ -189,6 +196,9 @@ def user_present(
     first_password
         ``<path>:<key>`` in pillar ``vault.secrets``: to be changed at the first sign-in.
 
+    password
+        ``<path>:<key>`` likewise: what the user signs in with, now and after each change in Vault.
+
     .. code-block:: yaml
 
         keycloak-user:
@@ -204,11 +214,16 @@ def user_present(
         present = _now("user", realm, name)
         found = keycloak.differences(present, settings, "user")
         lacking = keycloak.missing_roles(__salt__["keycloak_admin.user_roles"](realm, name), roles) if present else {}
-        return found | lacking
+        changed = {"password": {"old": "as before", "new": "changed"}}
+        return found | lacking | (changed if present and password and not fits() else {})
+
+    def fits() -> bool:
+        return bool(__salt__["keycloak_admin.user_password_fits"](realm, name, _secret(password)))
 
     def write() -> None:
-        password = _secret(first_password) if first_password else None
-        __salt__["keycloak_admin.write_user"](realm, name, settings, roles, password)
+        first = _secret(first_password) if first_password else None
+        lasting = _secret(password) if password else None
+        __salt__["keycloak_admin.write_user"](realm, name, settings, roles, first, lasting)
 
     return converge(name, plan=plan, apply=write, test=__opts__["test"])
 

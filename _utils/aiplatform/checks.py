@@ -7,6 +7,8 @@ listed once, in ``preflight.SUITE`` or ``verification.SUITE``. A new service bri
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,6 +16,8 @@ from salt.exceptions import CommandExecutionError
 
 GIGABYTE = 10**9
 Answer = TypeVar("Answer")
+# What a check may raise when it cannot be made.
+FAULTS = (CommandExecutionError, OSError, LookupError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def run(name: str, check: Callable[[], Finding]) -> Finding:
     """Return the check's finding; a check that cannot be made has failed."""
     try:
         return check()
-    except (CommandExecutionError, OSError, LookupError, TypeError, ValueError) as err:
+    except FAULTS as err:
         return Finding(name, ok=False, expected="the check can be made", actual=str(err) or type(err).__name__)
 
 
@@ -82,6 +86,29 @@ class Host:
         return answer
 
 
+def aside(work: Callable[[], Answer]) -> Future[Answer]:
+    """Begin work beside the checks. It calls no function of Salt, which are not for several threads."""
+    pool = ThreadPoolExecutor(max_workers=1)
+    started = pool.submit(work)
+    pool.shutdown(wait=False)
+    return started
+
+
+@dataclass(frozen=True)
+class Aside:
+    """A check that mostly waits: a run of many calls ``begin`` before it makes the first of them.
+
+    ``judge`` is the check; where nothing has begun, it begins.
+    """
+
+    begin: Callable[[], object]
+    judge: Callable[[], Finding]
+
+    def __call__(self) -> Finding:
+        """Make the check."""
+        return self.judge()
+
+
 Check = Callable[[], Finding]
 Family = Callable[[Host], Mapping[str, Check]]
 
@@ -100,10 +127,20 @@ class Suite:
         """Make one check and return the finding as data; a check that the host has not got has failed."""
         return run(name, lambda: self._of(host)[name]()).on(host.id)
 
+    def _begin(self, host: Host, names: Sequence[str]) -> None:
+        known = self._of(host)
+        for check in (known.get(name) for name in names):
+            if isinstance(check, Aside):
+                # What went wrong is told where it is judged.
+                with suppress(*FAULTS):
+                    check.begin()
+
     def run(self, host: Host, only: Sequence[str] = ()) -> list[dict[str, Any]]:
         """Make the host's checks whose name begins as one of ``only``; all where that is empty."""
         begins = tuple(only) or ("",)
-        return [self.check(host, name) for name in self.names(host) if name.startswith(begins)]
+        names = [name for name in self.names(host) if name.startswith(begins)]
+        self._begin(host, names)
+        return [self.check(host, name) for name in names]
 
     def _of(self, host: Host) -> dict[str, Check]:
         return {name: check for family in self._families for name, check in family(host).items()}

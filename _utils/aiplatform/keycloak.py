@@ -19,6 +19,8 @@ Changes = dict[str, Any]
 _SETS = {"redirectUris", "webOrigins", "requiredActions", "defaultClientScopes", "optionalClientScopes"}
 # Settings that no one is shown.
 _SECRET = {"secret", "credentials", "value"}
+# Where the check people's password is, in pillar ``vault.secrets``.
+CHECK_PASSWORD = "keycloak:check_password"  # noqa: S105 (a place, not a password)
 # Keycloak writes them into the access token only, and both Open WebUI and Vault read the ID token.
 MAPPER = {
     "protocol": "openid-connect",
@@ -132,6 +134,31 @@ def first_user(settings: Settings) -> dict[str, Any]:
         "lastName": "Administrator",
     }
     return {"name": name, "settings": {"enabled": True, **details}, "roles": list(wanted["roles"])}
+
+
+def check_people(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Return the two people as whom the verification signs on: ``member`` with roles, ``stranger`` without any.
+
+    Neither administers anything. They need an address, or Keycloak and the chat would refuse them; it is one that no
+    mail can reach and nobody can own.
+    """
+    wanted, site = settings["keycloak"]["check_person"], settings["platform"]
+    name = wanted["name"] or f"{site['slug']}-check"
+    named = {"member": (name, list(wanted["roles"])), "stranger": (f"{name}-no-role", [])}
+    return {
+        who: {"name": one, "settings": _check_person(one, site), "roles": roles} for who, (one, roles) in named.items()
+    }
+
+
+def _check_person(name: str, site: Settings) -> dict[str, Any]:
+    return {
+        "enabled": True,
+        "email": f"{name}@verification.invalid",
+        "emailVerified": True,
+        "firstName": site["name"],
+        "lastName": "Verification",
+        "requiredActions": [],
+    }
 
 
 def differences(present: Settings | None, wanted: Settings, kind: str) -> Changes:

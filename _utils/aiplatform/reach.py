@@ -1,4 +1,7 @@
-"""Who can connect to what: the table of services, tried from a host."""
+"""Who can connect to what: the table of services, tried from a host.
+
+This is about firewalls. Whether a service does what it is for is checked beside its logic, in ``verify_<service>.py``.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from aiplatform import schema
+from aiplatform import plain_http, schema, sites
 from aiplatform.checks import Finding
 from aiplatform.services import Endpoint, endpoints, expand
 
-REFUSED, ANSWERED = "no connection", "a connection"
+REFUSED, ANSWERED, MUTE = "no connection", "a connection", "a connection, but no answer"
 
 
 def allowed(settings: Mapping[str, Any], endpoint: Endpoint, host: str) -> bool:
@@ -47,14 +50,42 @@ def connect(address: str, port: int, timeout: float) -> str:
         return REFUSED
 
 
-def connect_all(ends: Iterable[Endpoint], timeout: float) -> dict[str, str]:
-    """Try all services at once, by URL: a port that is silent costs its ``timeout`` (seconds) only once."""
-    found = list(ends)
+def speak(endpoint: Endpoint, name: str, timeout: float) -> str:
+    """Ask a service that speaks HTTP, and say how it went; any answer is one.
+
+    name
+        The public name to ask it by, where it answers to no other.
+    timeout
+        Seconds until there is a connection.
+    """
+    found = connect(endpoint.address, endpoint.port, timeout)
+    if found == REFUSED:
+        return found
+    base = f"{endpoint.scheme}://{name}:{endpoint.port}" if name else endpoint.url
+    try:
+        plain_http.ask(f"{base}{endpoint.health or '/'}", at=endpoint.address, trust=plain_http.anyone())
+    except OSError:
+        return MUTE
+    return ANSWERED
+
+
+def try_all(settings: Mapping[str, Any], host: str, ends: Iterable[Endpoint], timeout: float) -> dict[str, str]:
+    """Try all services at once from ``host``, by URL: a port that is silent costs its ``timeout`` (seconds) only once.
+
+    One that is open and speaks HTTP is asked too, the proxy by a public name.
+    """
+    found, rows = list(ends), expand(settings)
     if not found:
         return {}
+    public = next(iter(sites.names(settings)), "")
+
+    def attempt(end: Endpoint) -> str:
+        if end.scheme not in plain_http.PORTS or not allowed(settings, end, host):
+            return connect(end.address, end.port, timeout)
+        return speak(end, public if rows[end.service]["role"] == "nginx_proxy" else "", timeout)
+
     with ThreadPoolExecutor(max_workers=len(found)) as pool:
-        answers = pool.map(lambda end: connect(end.address, end.port, timeout), found)
-        return {end.url: answer for end, answer in zip(found, answers, strict=True)}
+        return {end.url: answer for end, answer in zip(found, pool.map(attempt, found), strict=True)}
 
 
 def judged(settings: Mapping[str, Any], endpoint: Endpoint, host: str, actual: str) -> Finding:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import ssl
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from aiplatform import sites, vault_pki, vault_tls
+from aiplatform import completions, plain_http, sites, slots, vault_pki, vault_tls
 from aiplatform.checks import Check, Finding, Host
 
-BAD_GATEWAY = 502
+OK, MOVED, FAULTY = 200, 301, 500
+# A model may have to wait for its turn, and to read the question.
+ANSWER_SECONDS = 120
 
 
 def checks(host: Host) -> dict[str, Check]:
@@ -24,7 +28,26 @@ def checks(host: Host) -> dict[str, Check]:
         "api_without_key": partial(_answer, host, public, "/api/tags", 401, "GET"),
         "api_closed_path": partial(_answer, host, public, "/api/pull", 403, "POST", with_key=True),
         "api_models": partial(_models, host, public),
+        **{f"api_answer_{kind}": partial(_completion, host, public, kind) for kind in _kinds(host)},
+        "redirect": partial(_redirect, host),
     }
+
+
+def _kinds(host: Host) -> list[str]:
+    return sorted({slot["kind"] for slot in host.pillar["slots"].values()})
+
+
+def _ask(
+    host: Host, public: str, path: str, *, with_key: bool = False, scheme: str = "https", **more: Any
+) -> plain_http.Reply:
+    """Ask this proxy as a client does, by a public name. Its certificate must be one that the clients trust."""
+    headers = {"Content-Type": "application/json"}
+    if with_key:
+        headers["Authorization"] = f"Bearer {host.salt['platform_secret.read']('ollama', 'api_key')}"
+    authority = host.once("verify.authority", host.salt["platform_ca.certificate"])
+    trust = ssl.create_default_context(cadata=authority or None)
+    url, own = f"{scheme}://{public}{path}", host.pillar["address"]
+    return plain_http.ask(url, at=own, headers=headers, trust=trust, **more)
 
 
 def _configuration(host: Host) -> Finding:
@@ -47,35 +70,71 @@ def _certificate(host: Host) -> Finding:
 
 
 def _site(host: Host, site: dict[str, Any]) -> Finding:
-    """The service behind a name answers through the proxy."""
+    """The service behind a name is well, as it says itself through the proxy."""
     row = next(row for name, row in host.pillar["services"].items() if name.replace("-", "_") == site["upstream"])
-    reply = host.salt["nginx.ask"](site["public"], row.get("health") or "/")
+    path = row.get("health")
+    status = _ask(host, site["public"], path or "/").status
     return Finding(
-        f"https://{site['public']}",
-        reply["status"] < BAD_GATEWAY,
-        "an answer of its service",
-        f"HTTP {reply['status']}",
+        f"https://{site['public']}{path or '/'}",
+        status == OK if path else status < FAULTY,
+        f"HTTP {OK}" if path else f"less than HTTP {FAULTY}: the table has no path for its health",
+        f"HTTP {status}",
         f"salt-run ai_platform.status; the firewall of its host; {sites.LOGS}/error.log",
     )
 
 
+def _redirect(host: Host) -> Finding:
+    """Whoever comes without TLS is sent to the same address with it."""
+    public = sites.names(host.pillar)[0]
+    reply = _ask(host, public, "/a/path", scheme="http")
+    expected = f"HTTP {MOVED} to https://{public}/a/path"
+    actual = f"HTTP {reply.status} to {reply.headers.get('Location', 'nowhere')}"
+    return Finding(f"http://{public}", actual == expected, expected, actual, "salt-call state.apply nginx")
+
+
 def _answer(host: Host, public: str, path: str, status: int, method: str, *, with_key: bool = False) -> Finding:
     """The API refuses what it should."""
-    reply = host.salt["nginx.ask"](public, path, method=method, with_key=with_key)
+    reply = _ask(host, public, path, method=method, with_key=with_key)
     whose = "with" if with_key else "without"
     return Finding(
         f"{method} https://{public}{path} {whose} a key",
-        reply["status"] == status,
+        reply.status == status,
         f"HTTP {status}",
-        f"HTTP {reply['status']}",
+        f"HTTP {reply.status}",
     )
 
 
 def _models(host: Host, public: str) -> Finding:
     """With a key the API lists models, and no name besides those of slots and aliases."""
-    reply = host.salt["nginx.ask"](public, "/api/tags", with_key=True)
-    rows = json.loads(reply["body"])["models"] if reply["status"] == 200 else []
+    reply = _ask(host, public, "/api/tags", with_key=True)
+    rows = json.loads(reply.body)["models"] if reply.status == OK else []
     found = {row["name"].removesuffix(":latest") for row in rows}
     strange = found - sites.routes(host.pillar)["models"].keys()
-    listed = ", ".join(sorted(strange or found)) or f"HTTP {reply['status']}, no model"
+    listed = ", ".join(sorted(strange or found)) or f"HTTP {reply.status}, no model"
     return Finding("models of the API", bool(found) and not strange, "names of slots and aliases", listed)
+
+
+def _completion(host: Host, public: str, kind: str) -> Finding:
+    """With a key a model of this kind answers a question."""
+    # A minion's own copy of the pillar may be older than the selection.
+    pillar = host.once("verify.pillar", lambda: host.salt["pillar.items"](unmask=True))
+    model, path = _called(pillar, kind), "/v1/chat/completions"
+    what, expected, hint = f"question to a {kind} model through the API", "an answer", f"{sites.LOGS}/api.access.log"
+    if not model:
+        why = "salt-run benchmark.report says why"
+        return Finding(what, ok=False, expected=expected, actual="no slot of this kind has a model", hint=why)
+    body = json.dumps(completions.question(model, host.pillar["verify"]["answer_tokens"]))
+    reply = _ask(host, public, path, method="POST", body=body, with_key=True, seconds=ANSWER_SECONDS)
+    said = completions.words(reply.status, reply.body)
+    actual = completions.told(reply.status, reply.body)
+    return Finding(f"question to {model} ({kind}) at https://{public}{path}", bool(said), expected, actual, hint)
+
+
+def _called(pillar: Mapping[str, Any], kind: str) -> str:
+    """Return the name by which clients call the first slot of a kind that has a model; empty where none has."""
+    offered = sites.routes(pillar)["models"]
+    for number, slot in sorted(pillar["slots"].items(), key=lambda item: int(item[0])):
+        if slot["kind"] == kind and slots.chosen_model(number, slot, pillar["selection"]):
+            own = slots.technical_name(int(number))
+            return next((name for name, row in offered.items() if row.get("slot") == int(number) and name != own), own)
+    return ""

@@ -1,4 +1,4 @@
-# Keycloak in a container, and in it what pillar says: realm, roles, clients, the first user.
+# Keycloak in a container, and in it what pillar says: realm, roles, clients, the first user, the verification's people.
 {% set keycloak = pillar.keycloak %}
 {% set files = salt["platform_container.folder"]("keycloak") %}
 {% set data = pillar.platform.data_root ~ "/keycloak" %}
@@ -127,3 +127,14 @@ keycloak-user:
     - settings: {{ site.user.settings | json }}
     - roles: {{ site.user.roles | json }}
     - first_password: keycloak:realm_admin_password
+{% for who, person in site.check_people.items() %}
+keycloak-check-{{ who }}:
+  keycloak.user_present:
+    - name: {{ person.name }}
+    - realm: {{ site.realm }}
+    - settings: {{ person.settings | json }}
+    - roles: {{ person.roles | json }}
+    - password: {{ site.check_password }}
+    - require:
+      - keycloak: keycloak-user
+{% endfor %}

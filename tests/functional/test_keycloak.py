@@ -23,6 +23,7 @@ from tests.functional.local_server import free_port, launch, program
 REALM = "acme"
 SECRETS = {
     "keycloak:admin_password": "first-Admin-password-1",
+    "keycloak:check_password": "check-Password-1",
     "keycloak:client_secret": "c1" * 16,
     "keycloak:realm_admin_password": "first-User-password-1",
     "vault-oidc:client_secret": "d1" * 16,
@@ -118,6 +119,10 @@ def converge():
     user = site["user"]
     first = "keycloak:realm_admin_password"
     found["user"] = state.user_present(user["name"], REALM, user["settings"], user["roles"], first)
+    for who, one in site["check_people"].items():
+        found[who] = state.user_present(
+            one["name"], REALM, one["settings"], one["roles"], password=site["check_password"]
+        )
     return found
 
 
@@ -191,6 +196,23 @@ def test_the_first_user_has_to_change_the_password(server, direct):
 def test_a_password_of_the_first_user_is_not_touched_again(states, secrets):
     secrets["keycloak:realm_admin_password"] = "somebody rotated it"
     assert converge()["user"]["changes"] == {}
+
+
+@pytest.mark.parametrize(("name", "roles"), [("check", {"ai-user"}), ("check-no-role", set())])
+def test_the_verifications_people_sign_in_at_once_with_their_role_alone(server, direct, name, roles):
+    reply = token(server, f"{REALM}-{name}", SECRETS["keycloak:check_password"])
+    assert reply.status_code == 200, reply.text
+    held = set(claims_of(reply.json()["id_token"])["realm_access"]["roles"])
+    assert held & set(pillar(0)["keycloak"]["roles"]) == roles
+
+
+def test_the_verifications_password_follows_the_one_in_vault(states, secrets):
+    secrets["keycloak:check_password"] = "check-Password-2"
+    found = {key: ret["changes"] for key, ret in converge().items() if ret["changes"]}
+    assert found == {who: {"password": {"old": "as before", "new": "changed"}} for who in ("member", "stranger")}
+    assert module.user_password_fits(REALM, f"{REALM}-check", "check-Password-2")
+    secrets["keycloak:check_password"] = SECRETS["keycloak:check_password"]
+    assert set(converge()["member"]["changes"]) == {"password"}
 
 
 def test_guessing_locks_even_the_right_password_out(server, direct):

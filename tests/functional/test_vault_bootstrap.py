@@ -61,7 +61,8 @@ def secret_of(server, path):
 
 def test_every_generated_secret_is_at_its_first_version(ready):
     assert {path: ready.version(path) for path in GENERATED} == dict.fromkeys(GENERATED, 1)
-    assert set(secret_of(ready, "keycloak")) == {"admin_password", "client_secret", "realm_admin_password"}
+    made = {"admin_password", "client_secret", "realm_admin_password", "check_password"}
+    assert set(secret_of(ready, "keycloak")) == made
 
 
 def test_files_of_the_key_store_are_private(ready):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from _modules import keycloak_admin as module
 from _runners import keycloak as runner
+from _states import keycloak as state
 from aiplatform import keycloak, settings, states
 from aiplatform.errors import PlatformError
 from tests.conftest import CHECKOUT
@@ -54,6 +57,72 @@ def test_names_come_from_the_slug_and_the_platforms_name():
         "acme-admin@acme.example",
         ["ai-admin"],
     )
+
+
+def test_the_verification_signs_on_as_a_user_and_as_nobody():
+    found = keycloak.check_people(PILLAR)
+    assert {who: (one["name"], one["roles"]) for who, one in found.items()} == {
+        "member": ("acme-check", ["ai-user"]),
+        "stranger": ("acme-check-no-role", []),
+    }
+    # No mail reaches them, and nobody can own their address.
+    assert {one["settings"]["email"].rpartition(".")[2] for one in found.values()} == {"invalid"}
+    path, key = keycloak.CHECK_PASSWORD.split(":")
+    vault = settings.read_yaml(CHECKOUT / "salt/vault/defaults.yaml")["vault"]
+    assert vault["secrets"][path]["keys"][key] == "base64_16"
+
+
+@pytest.fixture
+def user(monkeypatch):
+    """A user who is there, with Vault's password; returns what was written, and how the state is applied."""
+    found = SimpleNamespace(present={"email": "a@b.invalid"}, password="in Vault", written=[])
+    salt = {
+        "platform_secret.read": lambda path, key: "in Vault",
+        "keycloak_admin.answers": lambda: True,
+        "keycloak_admin.user": lambda realm, name: found.present,
+        "keycloak_admin.user_roles": lambda realm, name: [{"name": "ai-user"}],
+        "keycloak_admin.user_password_fits": lambda realm, name, password: password == found.password,
+        "keycloak_admin.write_user": lambda *given: found.written.append(given),
+    }
+    monkeypatch.setattr(state, "__salt__", salt, raising=False)
+    monkeypatch.setattr(state, "__opts__", {"test": False}, raising=False)
+    found.apply = lambda **more: state.user_present(
+        "c", "acme", {"email": "a@b.invalid"}, ["ai-user"], password="keycloak:check_password", **more
+    )
+    return found
+
+
+def test_a_lasting_password_is_left_alone_while_it_fits(user):
+    assert user.apply()["changes"] == {}
+    assert user.written == []
+
+
+def test_a_lasting_password_follows_the_one_in_vault(user):
+    user.password = "the earlier one"
+    ret = user.apply()
+    assert (ret["result"], ret["changes"]) == (True, {"password": {"old": "as before", "new": "changed"}})
+    assert user.written == [("acme", "c", {"email": "a@b.invalid"}, ["ai-user"], None, "in Vault")]
+
+
+def test_a_dry_run_tells_of_a_user_to_be_made_without_asking_for_the_password(user, monkeypatch):
+    monkeypatch.setitem(state.__opts__, "test", True)
+    monkeypatch.setitem(state.__salt__, "platform_secret.read", None)
+    user.present = None
+    ret = user.apply()
+    assert (ret["result"], ret["changes"]) == (None, {"user": {"old": None, "new": "present"}})
+    assert user.written == []
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "fits"),
+    [(200, "", True), (401, "invalid_grant", False), (401, "unauthorized_client", True)],
+)
+def test_a_users_password_is_tried_at_keycloak(httpserver, monkeypatch, status, error, fits):
+    monkeypatch.setattr(module, "__pillar__", {"keycloak": {"port": httpserver.port}}, raising=False)
+    where = "/realms/acme/protocol/openid-connect/token"
+    httpserver.expect_request(where).respond_with_json({"error": error}, status=status)
+    assert module.user_password_fits("acme", "c", "p") is fits
+    assert "password=p" not in httpserver.log[0][0].url
 
 
 def test_a_client_may_send_people_back_to_its_own_name_only():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import socket
+from functools import partial
 
 import pytest
 
-from aiplatform import reach, services
+from aiplatform import plain_http, reach, services
 
 ROWS = {
     "vault": {
@@ -147,9 +148,41 @@ def test_connecting_for_real():
     assert reach.connect("127.0.0.1", port, 2) == reach.REFUSED
 
 
-def test_silent_ports_are_tried_at_once():
+@pytest.fixture
+def two(settings):
+    """Ports of the host `proxy`, as the host `ai` tries them; returns how."""
+    settings["platform"]["domain"] = "acme.test"
+    settings["platform"]["hosts"]["proxy"]["address"] = "127.0.0.1"
+    row = {"role": "nginx_proxy", "health": "/well", "process": "x", "name": "here"}
+
+    def attempt(up, **more):
+        settings["services"] = {"up": row | {"port": up, "scheme": "http", "reach": ["any"]} | more}
+        settings["services"]["down"] = row | {"port": 1, "scheme": "http", "reach": ["any"]}
+        ends = [end for end in services.endpoints(settings) if end.host == "proxy"]
+        found = reach.try_all(settings, "ai", ends, 2)
+        return {end.service: found[end.url] for end in ends}
+
+    return attempt
+
+
+def test_what_speaks_http_is_asked_and_any_answer_is_one(two, httpserver):
+    by_name = {"Host": f"here.acme.test:{httpserver.port}"}
+    httpserver.expect_request("/well", headers=by_name).respond_with_data("", status=503)
+    assert two(httpserver.port) == {"up": reach.ANSWERED, "down": reach.REFUSED}
+    assert httpserver.log[0][1].status_code == 503
+
+
+def test_a_port_that_takes_connections_and_says_nothing_is_told(two, monkeypatch):
+    monkeypatch.setattr(plain_http, "ask", partial(plain_http.ask, seconds=0.2))
     with socket.create_server(("127.0.0.1", 0)) as server:
-        up = services.Endpoint("up", "h", "127.0.0.1", server.getsockname()[1], "http", None)
-        down = services.Endpoint("down", "h", "127.0.0.1", 1, "http", None)
-        assert reach.connect_all([up, down], 2) == {up.url: reach.ANSWERED, down.url: reach.REFUSED}
-    assert reach.connect_all([], 2) == {}
+        assert two(server.getsockname()[1])["up"] == reach.MUTE
+
+
+@pytest.mark.parametrize("more", [{"reach": []}, {"scheme": "tcp"}])
+def test_what_should_be_closed_or_speaks_otherwise_is_tried_by_a_connection(two, more):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert two(server.getsockname()[1], **more)["up"] == reach.ANSWERED
+
+
+def test_no_port_at_all_is_no_fault(settings):
+    assert reach.try_all(settings, "ai", [], 2) == {}

@@ -292,17 +292,38 @@ def test_silent_ports_hold_up_no_other_check(answers, pillar, monkeypatch):
     pillar["platform"]["hosts"]["other"] = {"address": "192.0.2.2", "roles": ["coredns_host"]}
     pillar["services"]["dns"] = {"role": "coredns_host", "port": 53, "scheme": "tcp", "health": None, "reach": []}
 
-    def connect_all(ends, timeout):
+    def try_all(settings, host, ends, timeout):
         assert asked.wait(20), "the others wait for the ports"
         return {end.url: reach.REFUSED for end in ends}
 
-    monkeypatch.setattr(reach, "connect_all", connect_all)
+    monkeypatch.setattr(reach, "try_all", try_all)
     monkeypatch.setitem(verify.__salt__, "vault.query", lambda *_: asked.set() or answers["seal"])
     rows = verify.run(["vault_health", "reach"])
     assert [(row["check"], row["ok"]) for row in rows] == [
         ("Vault's health", True),
         ("dns on other from here (192.0.2.2:53)", True),
     ]
+
+
+def test_only_what_is_asked_for_begins(answers, pillar, monkeypatch):
+    """To list the checks, or to make another one, tries no port and signs nobody on."""
+    pillar["platform"]["hosts"]["other"] = {"address": "192.0.2.2", "roles": ["coredns_host"]}
+    pillar["services"]["dns"] = {"role": "coredns_host", "port": 53, "scheme": "tcp", "health": None, "reach": []}
+    tried = []
+    monkeypatch.setattr(reach, "try_all", lambda *_: tried.append(1) or {})
+    assert "reach_dns_other" in verify.names()
+    assert verify.run(["vault_health"])
+    assert tried == []
+
+
+def test_what_cannot_begin_hides_no_other_check():
+    def sealed():
+        raise CommandExecutionError("Vault is sealed")
+
+    fine = checks.Finding("b", ok=True, expected="", actual="")
+    suite = checks.Suite(lambda _: {"a": checks.Aside(sealed, sealed), "b": lambda: fine})
+    found = suite.run(checks.Host("h", {}, {}, {}, {}))
+    assert [(row["ok"], row["actual"]) for row in found] == [(False, "Vault is sealed"), (True, "")]
 
 
 @pytest.mark.parametrize(("test", "result"), [(False, False), (True, None)])

@@ -9,13 +9,16 @@ import pytest
 from aiplatform import verify_chat
 from aiplatform.checks import Host, run
 
+TOKEN = "77:a-token"
+
 
 @dataclass
 class World:
     """A host on which all is well, to be spoilt."""
 
     server: object
-    token: str = "1:a"
+    token: str = TOKEN
+    known: str = TOKEN
     shown: dict = field(default_factory=lambda: {"ActiveState": "active", "StatusText": "answering as @x_bot"})
     config: dict = field(
         default_factory=lambda: {"oauth": {"providers": {"oidc": "P"}}, "features": {"enable_signup": False}}
@@ -30,6 +33,7 @@ class World:
             "platform": {"hosts": {"ai": {"address": "127.0.0.1"}}},
             "services": {"qdrant": {"port": port}, "openwebui": {"port": port}},
             "openwebui": {"embedding": "embedding"},
+            "openclaw": {"telegram_url": f"http://127.0.0.1:{port}/telegram"},
             "aliases": {"embedding": {"model": "e:1", "instance": "node1"}},
             "ollama": {"api_host": "127.0.0.1", "instances": {"node1": {"port": port}}},
         }
@@ -39,6 +43,7 @@ class World:
             "service.show": lambda unit: self.shown,
         }
         serve = self.server.expect_request
+        serve(f"/telegram/bot{self.known}/getMe").respond_with_json({"ok": True, "result": {"username": "x_bot"}})
         serve("/healthz").respond_with_data("healthz check passed")
         serve("/ready").respond_with_json({"status": True})
         serve("/api/config").respond_with_json(self.config)
@@ -78,6 +83,8 @@ def test_a_bot_without_a_token_is_no_fault(world):
         ({"closed": 200}, {"qdrant_key", "chat_closed"}),
         ({"shown": {"ActiveState": "failed", "StatusText": ""}}, {"bot"}),
         ({"shown": {"ActiveState": "active", "StatusText": ""}}, {"bot"}),
+        ({"shown": {"ActiveState": "active", "StatusText": "answering as @old_bot"}}, {"bot"}),
+        ({"known": "77:another"}, {"bot"}),
         ({"config": {"oauth": {"providers": {}}, "features": {}}}, {"chat_sign_on"}),
         ({"config": {"oauth": {"providers": {"oidc": "P"}}, "features": {"enable_signup": True}}}, {"chat_sign_on"}),
         ({"vector": []}, {"embedding"}),
@@ -89,9 +96,28 @@ def test_a_fault_is_found(world, spoil, wrong):
     assert failed(world).keys() == wrong
 
 
+def test_a_token_that_was_revoked_is_found_while_the_bot_still_runs(world):
+    world.known = "77:another"
+    assert failed(world) == {"bot": "HTTP 500"}
+
+
+@pytest.mark.parametrize("token", [TOKEN, "77:a token\twith white space"])
+def test_the_bots_token_is_never_shown(world, caplog, token):
+    world.token = token
+    host = world.host()
+    world.server.stop()
+    caplog.set_level("DEBUG")
+    try:
+        found = run("bot", verify_chat.checks(host)["bot"])
+    finally:
+        world.server.start()
+    assert not found.ok
+    assert token not in f"{found}{caplog.text}"
+
+
 def test_services_that_are_down_are_failed_checks(world):
     host = world.host()
     world.server.stop()
     found = {name: run(name, check).ok for name, check in verify_chat.checks(host).items()}
-    assert [name for name, ok in found.items() if ok] == ["bot"]
+    assert [name for name, ok in found.items() if ok] == []
     world.server.start()
