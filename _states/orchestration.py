@@ -25,7 +25,8 @@ def minions(name: str, hosts: list[str]) -> dict[str, Any]:
     phases of a deploy run beside others on purpose, so nothing else would keep a phase from running twice at once.
 
     ``state.apply`` of one formula brings no modules. All of ``saltutil.sync_all`` at each deploy would cost
-    seconds, so a minion remembers what it has. A dry run brings them too: they are Salt's own cache.
+    seconds, so a minion remembers what it has. A dry run brings them too, for it predicts by them, and says which
+    minions would be restarted.
 
     hosts
         The minion ids.
@@ -44,33 +45,54 @@ def minions(name: str, hosts: list[str]) -> dict[str, Any]:
     if busy:
         return {"name": name, "result": False, "changes": {}, "comment": "\n".join(map(checks.sentence, busy))}
     silent = [host for host in hosts if host not in running]
-    behind = [host for host, answer in answers.items() if answer["data.get"] != wanted]
-    if behind:
-        # The master lists its files anew only every 20 seconds.
-        __salt__["saltutil.runner"]("fileserver.clear_file_list_cache")
-        synced = _ask(behind, "saltutil.sync_all")
-        silent += [host for host in behind if host not in synced]
-        _ask(list(synced), "data.update", [DIGEST, wanted])
-        silent += _restart([host for host in synced if answers[host]["data.get"]])
-    lines = [checks.sentence(_no_answer().on(host)) for host in silent]
-    comment = "\n".join(lines) or f"All answer; modules brought to {', '.join(behind) or 'none'}"
-    changes = {host: "modules synced" for host in behind if host not in silent and not __opts__["test"]}
-    return {"name": name, "result": not silent, "changes": changes, "comment": comment}
+    behind = {host: bool(answer["data.get"]) for host, answer in answers.items() if answer["data.get"] != wanted}
+    lost, waiting = _bring(behind, wanted) if behind else ([], [])
+    lines = [checks.sentence(_no_answer().on(host)) for host in (*silent, *lost)]
+    told = f"All answer; modules brought to {', '.join(behind) or 'none'}"
+    told += f"; salt-minion would be restarted on {', '.join(waiting)}" if waiting else ""
+    changed = waiting if __opts__["test"] else [host for host in behind if host not in lost]
+    changes = dict.fromkeys(changed, "salt-minion to be restarted" if waiting else "modules synced")
+    result = False if lines else None if waiting else True
+    return {"name": name, "result": result, "changes": changes, "comment": "\n".join(lines) or told}
+
+
+def _bring(behind: dict[str, bool], digest: str) -> tuple[list[str], list[str]]:
+    """Bring the modules; returns the minions that do not answer, and those that a dry run leaves to be restarted.
+
+    behind
+        ``{minion: whether it has others}``.
+    """
+    # The master lists its files anew only every 20 seconds.
+    __salt__["saltutil.runner"]("fileserver.clear_file_list_cache")
+    synced = _ask(list(behind), "saltutil.sync_all")
+    lost = [host for host in behind if host not in synced]
+    older = _services([host for host in synced if behind[host]])
+    # What a dry run does not restart still counts as behind, for the next run to do it.
+    waiting = older if __opts__["test"] else []
+    _ask([host for host in synced if host not in waiting], "data.update", [DIGEST, digest])
+    return (lost, waiting) if __opts__["test"] else (lost + _restart(older), [])
 
 
 def _ask(hosts: list[str], function: str | list[str], arguments: list[Any] | None = None) -> dict[str, Any]:
     """Return the answers of the minions that answer; of several functions, each answer is ``{function: answer}``."""
+    if not hosts:
+        return {}
     answers = __salt__["saltutil.cmd"](hosts, function, arg=arguments or [], tgt_type="list")
     return {host: answer["ret"] for host, answer in answers.items() if "ret" in answer and not answer.get("failed")}
 
 
-def _restart(hosts: Sequence[str]) -> list[str]:
-    """Restart minions and wait for each to say that it has started; returns those that do not in time.
+def _services(hosts: list[str]) -> list[str]:
+    """Return the minions that are a service of their host.
 
-    One that is no service of its host's, as where somebody tries something out, is left to whoever started it.
+    Another one, as where somebody tries something out, is left to whoever started it.
     """
-    services = _ask(list(hosts), "service.available", ["salt-minion"]) if hosts else {}
-    waited, end = {host for host in hosts if services.get(host) is True}, time.monotonic() + RESTART_SECONDS
+    found = _ask(hosts, "service.available", ["salt-minion"])
+    return sorted(host for host in hosts if found.get(host) is True)
+
+
+def _restart(hosts: Sequence[str]) -> list[str]:
+    """Restart minions and wait for each to say that it has started; returns those that do not in time."""
+    waited, end = set(hosts), time.monotonic() + RESTART_SECONDS
     if not waited:
         return []
     with salt.utils.event.get_event("master", opts=__opts__, listen=True) as events:

@@ -168,7 +168,7 @@ def test_minions_that_have_the_modules_get_nothing(ask):
 
 
 @pytest.mark.parametrize("test", [False, True])
-def test_minions_that_are_behind_get_the_modules_in_a_dry_run_too(ask, test):
+def test_minions_without_modules_get_them_in_a_dry_run_too(ask, test):
     ret, minions = ask({"a": DIGEST, "b": ""}, test)
     assert ret["result"] is True
     assert minions.synced == ["b"]
@@ -181,12 +181,24 @@ def test_a_minion_with_other_modules_starts_anew(ask):
     ret, minions = ask({"a": DIGEST, "b": "older", "c": ""})
     assert ret["result"] is True
     assert (minions.synced, minions.restarted) == (["b", "c"], ["b"])
+    assert ret["changes"] == {"b": "modules synced", "c": "modules synced"}
+
+
+def test_a_dry_run_restarts_no_minion_and_says_which_it_would(ask):
+    ret, minions = ask({"a": DIGEST, "b": "older", "c": ""}, test=True)
+    assert (minions.synced, minions.restarted) == (["b", "c"], [])
+    assert (ret["result"], list(ret["changes"])) == (None, ["b"])
+    assert ret["comment"].endswith("modules brought to b, c; salt-minion would be restarted on b")
+    # The next run must find that it is still to be done.
+    after, minions = ask(minions.have)
+    assert (list(after["changes"]), minions.restarted) == (["b"], ["b"])
 
 
 def test_a_minion_that_is_no_service_is_left_alone(ask):
-    ret, minions = ask({"tried out": "older"})
-    assert ret["result"] is True
-    assert (minions.synced, minions.restarted) == (["tried out"], [])
+    for test in (True, False):
+        ret, minions = ask({"tried out": "older"}, test)
+        assert ret["result"] is True
+        assert (minions.synced, minions.restarted) == (["tried out"], [])
 
 
 def test_a_minion_that_does_not_come_back_is_named(ask):
