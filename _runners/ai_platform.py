@@ -44,7 +44,7 @@ def deploy(
     limit
         The hosts to run on, likewise.
     test
-        Show what would change and touch nothing.
+        Show what would change and touch nothing but Salt's own modules on the minions.
     fresh
         Run every phase, although an earlier deploy of the same inputs failed half-way. Without it the phases
         that went well then are left out.
@@ -201,7 +201,7 @@ def _rotate(number: int, model: str | None, force: bool, test: bool) -> dict[str
     if refused:
         raise PlatformError("The rotation is refused; nothing was changed:\n  " + "\n  ".join(refused))
     if test:
-        return rotation.data(number, wanted, path, {host: {} for host in hosts}, 0, 0)
+        return rotation.data(number, wanted, path, {host: {} for host in hosts}, 0, 0, test=True)
     before, edited = path.read_text(encoding="utf-8"), time.time()
     pillar_edit.write(path, pillar_edit.slot_model(before, number, model, force))
     try:

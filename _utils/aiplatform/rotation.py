@@ -66,7 +66,13 @@ def phases(answer: Any) -> list[dict[str, Any]]:
 
 
 def data(
-    number: int, pillar: Mapping[str, Any], path: Path, answers: Mapping[str, Any], edited: float, ended: float
+    number: int,
+    pillar: Mapping[str, Any],
+    path: Path,
+    answers: Mapping[str, Any],
+    edited: float,
+    ended: float,
+    test: bool = False,
 ) -> dict[str, Any]:
     """Return the answer of a rotation.
 
@@ -76,6 +82,8 @@ def data(
         ``{host: answer of state.apply}``.
     edited, ended
         When pillar was written, and when the last host had answered, in seconds since 1970.
+    test
+        It was only asked whether it could be.
 
     ``first_token`` in it are the seconds from the edit to the first token of the new model, by the host's clock; None
     where nothing was loaded.
@@ -87,6 +95,7 @@ def data(
     first = [row["at"] for rows in found.values() for row in rows if (row["name"], row["phase"]) == (name, "answer")]
     return {
         "retcode": int(bool(failures) or not answers),
+        "test": test,
         "slot": number,
         "model": slots.chosen_model(number, row, pillar["selection"]),
         "names": [name, *_aliases(number, pillar)],
@@ -111,10 +120,16 @@ def text(answer: Mapping[str, Any]) -> str:
     ]
     parts = [table(["host", "what", "phase", "seconds"], rows)]
     parts += [f"FAILED on {one['host']}: {one['state']}: {one['reason']}" for one in answer["failures"]]
+    return "\n\n".join(part for part in [*parts, _end(answer)] if part)
+
+
+def _end(answer: Mapping[str, Any]) -> str:
+    """Return the last line of the text: how it came out."""
+    names, model, path = ", ".join(answer["names"]), answer["model"] or "empty", answer["pillar"]
     if answer["retcode"]:
-        parts.append(f"{answer['pillar']} names the new model; the same command again carries on from here.")
-    else:
-        names, first = ", ".join(answer["names"]), answer["first_token"]
-        took = f"first token {first} s after the edit of" if first is not None else "named in"
-        parts.append(f"{names}: {answer['model'] or 'empty'}; {took} {answer['pillar']}, {answer['seconds']} s in all.")
-    return "\n\n".join(part for part in parts if part)
+        return f"{path} names the new model; the same command again carries on from here."
+    if answer["test"]:
+        return f"{names}: would be {model}; nothing is in the way. {path} was not written, and nothing was pulled."
+    first = answer["first_token"]
+    took = f"first token {first} s after the edit of" if first is not None else "named in"
+    return f"{names}: {model}; {took} {path}, {answer['seconds']} s in all."

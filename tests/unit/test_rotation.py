@@ -137,8 +137,19 @@ def test_what_a_host_refuses_is_not_written(master, answer, why):
 
 def test_a_dry_run_writes_nothing(master):
     before = master.file.read_text()
-    assert master.rotate(5, "mistral:7b", test=True)["retcode"] == 0
+    answer = master.rotate(5, "mistral:7b", test=True)
+    assert (answer["retcode"], answer["test"]) == (0, True)
     assert master.file.read_text() == before
+    assert [call[0] for call in master.asked] == ["model_slots.misfits"]
+
+
+def test_a_dry_run_does_not_read_like_a_rotation(master):
+    text = rotation.text(master.rotate(5, "mistral:7b", test=True))
+    assert text.startswith("slot-5: would be mistral:7b; ")
+    assert f"{master.file} was not written" in text
+    real = master.rotate(5, "mistral:7b")
+    assert real["test"] is False
+    assert "would be" not in rotation.text(real)
 
 
 def test_a_failure_says_what_still_serves_and_that_it_can_be_run_again(master):
