@@ -114,6 +114,11 @@ def test_what_is_done_has_a_test(table):
     assert [item for item, cells in done.items() if not named(cells[2]) or not named(cells[3])] == []
 
 
+def test_the_readme_leads_to_every_page():
+    linked = re.findall(r"\]\((docs/[\w-]+\.md)\)", (CHECKOUT / "README.md").read_text())
+    assert {f"docs/{page.name}" for page in (CHECKOUT / "docs").glob("*.md")} - set(linked) == set()
+
+
 def test_what_is_not_there_is_found():
     assert missing_files("`salt/vault/init.sls`, `salt/vault/gone.sls`") == ["salt/vault/gone.sls"]
     here = "unit/test_requirements_page.py"
