@@ -278,7 +278,9 @@ def presented(public: str) -> str:
 
 
 def wanted() -> str:
-    """Return the digest of the files that NGINX should have loaded: its configuration, the edge, the certificate.
+    """Return the digest of the files that NGINX should have loaded.
+
+    They are the configuration with what is in ``conf.d``, the edge, the certificate, and Vault's authority.
 
     CLI Example:
 
@@ -286,7 +288,13 @@ def wanted() -> str:
 
         salt nginx_proxy nginx.wanted
     """
-    files = [CONFIG, LUA / "body.lua", LUA / "edge.lua", Path(sites.certificate_paths(__pillar__)[0])]
+    certificate, authority = (
+        Path(sites.certificate_paths(__pillar__)[0]),
+        Path(f"{sites.FOLDER}/upstream-authority.pem"),
+    )
+    # In NGINX's own order; it leaves hidden files out.
+    own = sorted(path for path in Path(sites.ETC).glob("conf.d/*.conf") if not path.name.startswith("."))
+    files = [*own, CONFIG, LUA / "body.lua", LUA / "edge.lua", Path(certificate), Path(authority)]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files if path.exists())).hexdigest()
 
 

@@ -10,6 +10,7 @@ import urllib.request
 
 import pytest
 
+from _modules import nginx
 from aiplatform import vault_tls
 from aiplatform.wait import until
 from tests.functional import local_server
@@ -156,3 +157,29 @@ def test_a_new_certificate_is_served_after_a_reload_and_what_is_loaded_is_told(p
     until(lambda: loaded(proxy) != before, 5, 0.1, "the new certificate to be loaded")
     assert handshake(proxy, context(proxy), f"vault.{DOMAIN}")[2] != old
     assert vault_tls.days_left((proxy.folder / "proxy.crt").read_text()) > 4
+
+
+def test_the_state_and_nginx_tell_the_same_files(proxy, monkeypatch):
+    """Drop-ins in NGINX's own order, hidden ones left out; and the authority that Vault's certificate is checked by."""
+    own = {"certificate": {"mode": "files", "certificate": str(proxy.folder / "proxy.crt"), "key": None}}
+    monkeypatch.setattr(nginx, "__pillar__", proxy.pillar | {"nginx": proxy.pillar["nginx"] | own}, raising=False)
+    monkeypatch.setattr(nginx, "CONFIG", proxy.config)
+    monkeypatch.setattr(nginx, "LUA", proxy.folder / "lua")
+    monkeypatch.setattr(nginx.sites, "ETC", str(proxy.folder / "etc"))
+    monkeypatch.setattr(nginx.sites, "FOLDER", str(proxy.folder))
+    assert loaded(proxy) == nginx.wanted()
+    drop_ins = proxy.folder / "etc/conf.d"
+    changes = {
+        drop_ins / "b.conf": "# b\n",
+        drop_ins / "Z.conf": "# Z\n",
+        drop_ins / ".hidden.conf": "no directive",
+        drop_ins / "a.conf.save": "no directive",
+        proxy.folder / "upstream-authority.pem": (proxy.folder / "proxy.crt").read_text(),
+    }
+    for path, text in changes.items():
+        before = loaded(proxy)
+        path.write_text(text)
+        counts = path.suffix != ".save" and not path.name.startswith(".")
+        assert (nginx.wanted() != before) is counts
+        reload(proxy)
+        until(lambda: loaded(proxy) == nginx.wanted(), 5, 0.05, f"{path.name} to be loaded")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from aiplatform.wait import until
+from tests.lab.conftest import changed_or_failed
 
 DOMAIN = "lab.internal"
 API = f"https://ollama-api.{DOMAIN}"
@@ -151,7 +152,7 @@ def test_hostile_requests_leave_every_slot_as_it_is(client, key, ai_server, mast
 
 def test_a_bad_drop_in_is_refused_and_the_running_proxy_untouched(client, key, master, nginx_proxy):
     before = nginx_proxy.run("pgrep -o nginx").stdout
-    nginx_proxy.run("echo 'no_such_directive on;' > /etc/nginx/conf.d/bad.conf; echo >> /etc/nginx/nginx.conf")
+    nginx_proxy.run("echo 'no_such_directive on;' > /etc/nginx/conf.d/bad.conf")
     try:
         answer = master.salt("nginx_proxy", "state.apply", "nginx", check=False)["nginx_proxy"]
         failed = [row["comment"] for row in answer.values() if row["result"] is False]
@@ -161,8 +162,22 @@ def test_a_bad_drop_in_is_refused_and_the_running_proxy_untouched(client, key, m
     finally:
         nginx_proxy.run("rm /etc/nginx/conf.d/bad.conf")
     answer = master.salt("nginx_proxy", "state.apply", "nginx")["nginx_proxy"]
-    assert all(row["result"] for row in answer.values())
+    assert changed_or_failed(answer) == {}
     assert nginx_proxy.run("nginx -t").returncode == 0
+
+
+def test_a_drop_in_is_loaded_by_the_state(client, master, nginx_proxy):
+    drop_in = "/etc/nginx/conf.d/lab-drop-in.conf"
+    nginx_proxy.run(f"echo 'server {{ listen 127.0.0.1:8198; return 204; }}' > {drop_in}")
+    code = "curl --silent --output /dev/null --write-out '%{http_code}' http://127.0.0.1:8198/"
+    try:
+        answer = master.salt("nginx_proxy", "state.apply", "nginx")["nginx_proxy"]
+        assert [row["__id__"] for row in changed_or_failed(answer).values()] == ["nginx-loaded"]
+        assert nginx_proxy.run(code).stdout == "204"
+    finally:
+        nginx_proxy.run(f"rm {drop_in}")
+        master.salt("nginx_proxy", "nginx.reload")
+    assert nginx_proxy.run(code, check=False).returncode != 0
 
 
 def served(client) -> str:

@@ -179,6 +179,37 @@ def test_a_configuration_that_nginx_refuses_is_not_loaded(vault):
     assert ("reload", "nginx") not in vault.asked
 
 
+@pytest.mark.parametrize("file", ["conf.d/own.conf", "upstream-authority.pem", "tls/proxy.crt"])
+def test_a_new_and_a_changed_file_is_loaded_by_the_state(vault, monkeypatch, file):
+    before = nginx.wanted()
+    loaded = [before]
+    vault.salt |= {name: getattr(nginx, name.partition(".")[2]) for name in ("nginx.wanted", "nginx.reload")}
+    vault.salt |= {"nginx.loaded": lambda: loaded[0], "service.reload": lambda _: loaded.__setitem__(0, nginx.wanted())}
+    monkeypatch.setattr(nginx, "loaded", lambda: loaded[0])
+    assert states.loaded("x")["changes"] == {}
+    (vault.folder / file).parent.mkdir(exist_ok=True)
+    for text in ("one", "another"):
+        (vault.folder / file).write_text(text)
+        assert states.loaded("x")["changes"]["configuration"]["new"] == nginx.wanted()[:12]
+        assert states.loaded("x")["changes"] == {}
+    assert nginx.wanted() != before
+
+
+def test_a_damaged_drop_in_fails_the_state(vault):
+    vault.salt |= {name: getattr(nginx, name.partition(".")[2]) for name in ("nginx.wanted", "nginx.reload")}
+    before = nginx.wanted()
+    vault.salt["nginx.loaded"] = lambda: before
+    vault.refuses = 1
+    (vault.folder / "conf.d").mkdir()
+    (vault.folder / "conf.d/.draft.conf").write_text("NGINX leaves this out")
+    assert states.loaded("x")["result"] is True
+    (vault.folder / "conf.d/bad.conf").write_text("no_such_directive on;")
+    failed = states.loaded("x")
+    assert failed["result"] is False
+    assert "unknown directive" in failed["comment"]
+    assert ("reload", "nginx") not in vault.asked
+
+
 def test_the_timer_renews_and_reloads_only_where_it_is_time(vault, monkeypatch):
     nginx.obtain_certificate()
     loaded = [nginx.wanted()]

@@ -3,7 +3,12 @@ local cjson = require("cjson.safe")
 local ffi = require("ffi")
 local body = require("body")
 
-ffi.cdef([[unsigned char *SHA256(const unsigned char *d, size_t n, unsigned char *md);]])
+ffi.cdef([[
+  unsigned char *SHA256(const unsigned char *d, size_t n, unsigned char *md);
+  typedef struct { size_t count; char **paths; size_t offset; int flags; void *functions[5]; } glob_t;
+  int glob(const char *pattern, int flags, void *on_error, glob_t *found);
+  void globfree(glob_t *found);
+]])
 
 local edge = {}
 
@@ -79,10 +84,26 @@ local function fingerprint(text)
   end))
 end
 
--- Keep the digest of the files that this NGINX was loaded with, for whoever wants to know whether they are current.
-function edge.note(...)
-  local texts = {}
+-- The files of a pattern, in the order in which NGINX includes them: it asks the same function.
+local function included(pattern)
+  local found, paths = ffi.new("glob_t"), {}
+  if ffi.C.glob(pattern, 0, nil, found) == 0 then
+    for at = 0, tonumber(found.count) - 1 do
+      paths[#paths + 1] = ffi.string(found.paths[at])
+    end
+    ffi.C.globfree(found)
+  end
+  return paths
+end
+
+-- Keep the digest of the files that this NGINX was loaded with, for whoever wants to know whether they are current:
+-- those of the pattern, then the others.
+function edge.note(pattern, ...)
+  local texts, paths = {}, included(pattern)
   for _, path in ipairs({ ... }) do
+    paths[#paths + 1] = path
+  end
+  for _, path in ipairs(paths) do
     local file = assert(io.open(path, "rb"))
     texts[#texts + 1] = file:read("*a")
     file:close()
