@@ -8,7 +8,7 @@ SECONDS = 3
 TIMES = 3
 KEPT = {
     "salt_master": "stat -c '%n %i %Y' /srv/pillar/model_selection.json; ls /srv/ai-platform/benchmarks/results",
-    "ai_server": "stat -c '%n %i %Y' /var/lib/ai-platform/benchmark/*.json; pgrep -f 'ollama runner' | sort",
+    "ai_server": "stat -c '%n %i %Y' /var/lib/ai-platform/benchmark/*.json; pgrep -f '[o]llama runner' | sort",
 }
 
 
