@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,16 @@ import pytest
 from tests.functional.local_nginx import LocalNginx, head
 from tests.functional.local_server import free_port
 
-pytestmark = pytest.mark.timed
-ROUNDS = 30
+LIMIT = 0.5
+# Requests of a round and in a second: a round is so short that some fall between two disturbances.
+REQUESTS, RATE = 200, 500
+# Requests past the edge that take as long together as one through it: what disturbs the one disturbs the other.
+BESIDE = 3
+# As many calm rounds decide; where the machine is calm less often, its calmest out of so many.
+CALM, ROUNDS = 5, 60
+# Requests past the edge that take so many times longer than most were held up by the machine.
+HELD_UP = 1.5
+Round = list[tuple[float, ...]]
 
 
 @contextlib.contextmanager
@@ -63,10 +72,12 @@ def workers(server: LocalNginx) -> list[int]:
     return [int(pid) for pid in Path(tasks).read_text().split()]
 
 
+@pytest.mark.timed
 def test_the_edge_adds_less_than_half_a_millisecond(tmp_path, record_property):
-    """At 500 requests a second, p99 of the way through the edge less p99 of the way past it, TLS included.
+    """At 500 requests a second, p99 of how much longer a request through the edge takes than the one past it; with TLS.
 
-    The first good round counts: a host that takes the CPUs away from this machine is no part of the edge.
+    A host that takes the CPUs away from this machine is no part of the edge. How much it did is told by the requests
+    past the edge alone, never by those through it: a slow edge is slow in the rounds that count, too.
     """
     port = free_port()
     ports = {"node1": port, "node0": port, "vault": port}
@@ -77,33 +88,119 @@ def test_the_edge_adds_less_than_half_a_millisecond(tmp_path, record_property):
         ' location / { default_type application/json; return 200 \'{"response":"hello"}\'; } }'
     )
     server.start()
-    rounds: list[tuple[float, float]] = []
+    rounds: list[Round] = []
     try:
-        with awake(), first_in_line(*workers(server)):
-            while len(rounds) < ROUNDS and (not rounds or rounds[-1][1] > 0.5):
-                rounds.append(added(server, port))
+        with (
+            awake(),
+            first_in_line(*workers(server)),
+            server.connect() as edge,
+            socket.create_connection(("127.0.0.1", port)) as stub,
+        ):
+            while len(rounds) < ROUNDS and not calm_enough(rounds):
+                rounds.append(measured(edge, stub))
     finally:
         server.stop()
-    record_property("added_ms_p50_p99", str(rounds))
-    print("added by the edge, ms (p50, p99):", rounds)
-    assert rounds[-1][1] <= 0.5
+    found = added(rounds)
+    record_property("added_ms", str(found))
+    print(f"added by the edge, in the calmest of {len(rounds)} rounds:", found)
+    assert found["p99"] <= LIMIT
 
 
-def added(server, port: int, seconds: float = 2, rate: int = 500) -> tuple[float, float]:
+def measured(edge: socket.socket, stub: socket.socket) -> Round:
+    """For each request, milliseconds: through the edge, then of each past it."""
     body = json.dumps({"model": "slot-1", "messages": [{"role": "user", "content": "hello " * 50}], "keep_alive": 0})
     request = head(f"Content-Length: {len(body)}") + body.encode()
-    times: dict[str, list[float]] = {"edge": [], "stub": []}
+    for connection in (edge, stub):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     pause = threading.Event()  # never set: the next request is due
-    with server.connect() as edge, socket.create_connection(("127.0.0.1", port)) as stub:
-        stub.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        edge.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        start = time.perf_counter()
-        for number in range(int(seconds * rate)):
-            pause.wait(max(0.0, start + number / rate - time.perf_counter()))
-            for name, connection in (("edge", edge), ("stub", stub)):
-                begin = time.perf_counter()
-                connection.sendall(request)
-                assert b"200 OK" in connection.recv(65536)
-                times[name].append((time.perf_counter() - begin) * 1000)
-    quantiles = {name: statistics.quantiles(found[50:], n=100) for name, found in times.items()}
-    return tuple(round(quantiles["edge"][at] - quantiles["stub"][at], 3) for at in (49, 98))
+    times: Round = []
+    start = time.perf_counter()
+    for number in range(REQUESTS):
+        pause.wait(max(0.0, start + number / RATE - time.perf_counter()))
+        times.append(tuple(taken(connection, request) for connection in (edge, *[stub] * BESIDE)))
+    return times
+
+
+def taken(connection: socket.socket, request: bytes) -> float:
+    begin = time.perf_counter()
+    connection.sendall(request)
+    assert b"200 OK" in connection.recv(65536)
+    return (time.perf_counter() - begin) * 1000
+
+
+def quantile(times: Sequence[float], share: float) -> float:
+    return sorted(times)[int(share * len(times))]
+
+
+def beside(times: Round) -> list[float]:
+    """How long the requests past the edge took together, each time."""
+    return [sum(row[1:]) for row in times]
+
+
+def calmest(rounds: list[Round]) -> list[Round]:
+    return sorted(rounds, key=lambda times: quantile(beside(times), 0.99))[:CALM]
+
+
+def calm_enough(rounds: list[Round]) -> bool:
+    """Whether there are as many rounds as needed in which hardly any request past the edge was held up."""
+    if len(rounds) < CALM:
+        return False
+    quick = min(quantile(beside(times), 0.5) for times in rounds)
+    return all(quantile(beside(times), 0.99) <= HELD_UP * quick for times in calmest(rounds))
+
+
+def added(rounds: list[Round]) -> dict[str, float]:
+    """What the requests through the edge took longer, ms, in the calmest rounds: p50 and p99.
+
+    The share that the machine held up (``held_up``, seen past the edge, in the same time) is left out of the slowest.
+    """
+    times = [row for each in calmest(rounds) for row in each]
+    past = beside(times)
+    held_up = sum(took > HELD_UP * statistics.median(past) for took in past) / len(past)
+    more = [row[0] - row[1] for row in times]
+    found = {"p50": statistics.median(more), "p99": quantile(more, 0.99 * (1 - held_up)), "held_up": held_up}
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+# -- what the figures are made of, without a machine --------------------------------------------------------------
+
+
+def rounds_of(edge: Callable[[int], float], past: Callable[[int], float]) -> list[Round]:
+    """Rounds in which the request of a number takes so long, through the edge and each time past it."""
+    numbers = itertools.count()
+    return [[(edge(at), *[past(at)] * BESIDE) for at in itertools.islice(numbers, REQUESTS)] for _ in range(10)]
+
+
+def every(share: int, more: float, at: int) -> float:
+    """More for one request of so many, spread over the rounds."""
+    return more if at % share == 0 else 0.0
+
+
+def test_a_slow_edge_is_told():
+    assert added(rounds_of(lambda _: 0.5, lambda _: 0.1))["p99"] == 0.4
+    assert added(rounds_of(lambda _: 0.7, lambda _: 0.1))["p99"] == 0.6
+
+
+def test_an_edge_with_two_slow_requests_in_a_hundred_is_told():
+    assert added(rounds_of(lambda at: 0.5 + every(50, 2, at), lambda _: 0.1))["p99"] > LIMIT
+
+
+@pytest.mark.parametrize("share", [3, 20, 50, 150])
+def test_what_is_slow_past_the_edge_hides_no_slow_edge(share):
+    found = added(rounds_of(lambda _: 0.7, lambda at: 0.1 + every(share, 5, at)))
+    assert found["p99"] > LIMIT
+
+
+def test_what_holds_both_up_is_not_the_edges():
+    def held_up(at: int) -> float:
+        return 0.5 + every(30, 2, at)
+
+    assert added(rounds_of(held_up, lambda at: 0.1 + every(30, 2, at + 7)))["p99"] == 0.4
+
+
+def test_rounds_that_were_disturbed_do_not_count_where_there_are_calm_ones():
+    calm = rounds_of(lambda _: 0.5, lambda _: 0.1)
+    disturbed = rounds_of(lambda at: 0.5 + every(5, 3, at), lambda at: 0.1 + every(5, 3, at + 1))
+    assert added(disturbed + calm) == added(calm)
+    assert calm_enough(disturbed + calm)
+    assert not calm_enough(disturbed)
