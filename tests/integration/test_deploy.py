@@ -77,6 +77,19 @@ def test_a_failure_stops_what_depends_on_it_and_is_named_and_carried_on(site):
     assert site.deploy()["resumed"] == []
 
 
+def test_a_host_that_fails_the_preflight_halts_the_whole_run(site):
+    """No host is changed before all checks of all hosts have passed, also none that passed its own."""
+    site.fail("preflight", "nginx_proxy")
+    data = site.deploy()
+    assert (data["retcode"], len(data["failures"])) == (1, 1)
+    failure = data["failures"][0]
+    assert (failure["phase"], failure["host"], failure["state"]) == ("preflight", "nginx_proxy", "preflight-work")
+    ran = {row["phase"] for row in data["phases"] if row["result"] != "not run"}
+    assert ran == {"minions", "preflight"}
+    assert site.ran() == {("preflight", host) for host in site.minions}
+    assert {path.name for path in (site.path / "out").iterdir()} == {f"preflight-{host}" for host in site.minions}
+
+
 def test_fresh_and_changed_inputs_start_at_the_beginning(site):
     site.fail("verify", "nginx_proxy")
     site.deploy()
@@ -142,6 +155,23 @@ def test_only_one_deploy_at_a_time(site):
     assert "Another deploy is running" in orchestrated.stdout
     assert first.returncode == 0
     assert {phase for phase, _ in site.ran()} == {"docker"}
+
+
+def test_a_killed_deploy_leaves_its_lock_to_the_next_one(site):
+    """What is under way ends first; then nothing of the killed one is left, also not what showed its progress."""
+    site.take(20, "docker")
+    narrowed = {"phases": "docker", "limit": "coredns_host"}
+    command = site.master.salt_run_cli().cmdline("ai_platform.deploy", **narrowed)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as killed:
+        wait.until(lambda: site.seen("docker", "coredns_host", "begin"), 30, what="the phase to begin")
+        killed.kill()
+    refused = site.run("ai_platform.deploy", **narrowed)
+    assert not site.seen("docker", "coredns_host", "end"), "the phase is too fast for this test"
+    assert refused.returncode == 1
+    assert f"pid {killed.pid}, which has ended before its last steps, since " in refused.data["error"]
+    site.take(0, "docker")
+    wait.until(lambda: not running_states(site), 60, what="the phase to end")
+    wait.until(lambda: site.run("ai_platform.deploy", **narrowed).returncode == 0, 30, what="the next deploy")
 
 
 def test_progress_is_shown_apart_from_the_data(site):
