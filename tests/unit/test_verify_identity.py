@@ -226,7 +226,7 @@ ALL = ["sign_on_chat", "chat_answer", "sign_on_wrong_password", "sign_on_without
         ("vault_says", (400, "Error exchanging oidc code"), ["sign_on_vault"], "exchanging"),
     ],
 )
-def test_a_way_that_leads_nowhere_is_found(site, spoil, value, wrong, actual):
+def test_a_way_that_goes_wrong_is_found(site, spoil, value, wrong, actual):
     setattr(site, spoil, value)
     found = {name: finding for name, finding in findings().items() if not finding.ok}
     assert set(found) == {*wrong}
