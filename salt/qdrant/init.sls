@@ -5,12 +5,13 @@ include:
 {% set folder = salt["platform_container.folder"]("qdrant") %}
 {% set data = pillar.platform.data_root ~ "/qdrant" %}
 qdrant-data:
-  file.directory:
-    - names: [{{ data }}, {{ data }}/storage, {{ data }}/snapshots]
-    - user: {{ qdrant.uid }}
-    - group: {{ qdrant.uid }}
-    - mode: "0700"
-    - makedirs: true
+  platform_folder.owned:
+    - name: {{ data }}
+    - uid: {{ qdrant.uid }}
+    - container: qdrant
+    - folders: [storage, snapshots]
+    - require:
+      - sls: containers
 
 qdrant-files:
   file.directory:
@@ -63,5 +64,5 @@ qdrant:
     - timeout: {{ qdrant.ready_timeout }}
     - require:
       - sls: containers
-      - file: qdrant-data
+      - platform_folder: qdrant-data
       - platform_secret: qdrant-secrets

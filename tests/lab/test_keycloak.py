@@ -10,6 +10,7 @@ from lab.settings import address
 from tests.lab.conftest import changed_or_failed
 
 CONTAINERS = ("postgres", "keycloak")
+CONFINED = ("postgres", "keycloak", "qdrant", "openwebui", "coredns")
 FILES = "/etc/ai-platform-containers"
 APPLY = ["salt-call", "--out=json", "state.apply"]
 # Runs on ai_server as root: a user and a client of the test's own, by which it signs in without a browser.
@@ -54,12 +55,14 @@ def shown(ai_server):
     return dict(zip(CONTAINERS, listed, strict=True))
 
 
-@pytest.mark.parametrize("name", CONTAINERS)
-def test_a_container_is_confined(ai_server, shown, name):
-    host, config = shown[name]["HostConfig"], shown[name]["Config"]
+@pytest.mark.parametrize("name", CONFINED)
+def test_a_container_is_confined(ai_server, coredns_host, name):
+    where = coredns_host if name == "coredns" else ai_server
+    [found] = where.json(["docker", "inspect", name])
+    host, config = found["HostConfig"], found["Config"]
     user = config["User"].split(":")[0]
     assert user not in ("", "0", "root")
-    assert ai_server.run(f"getent passwd {user}", check=False).returncode == 2, "a user of the host has this number"
+    assert where.run(f"getent passwd {user}", check=False).returncode == 2, "a user of the host has this number"
     assert host["ReadonlyRootfs"] is True
     assert host["CapDrop"] == ["ALL"]
     assert not host["CapAdd"]
@@ -83,6 +86,21 @@ def test_docker_shows_no_secret(ai_server, shown, name):
 def test_the_files_of_secrets_are_closed(ai_server):
     found = ai_server.run(f"stat -c '%a %u' {FILES} {FILES}/keycloak/secrets.env").stdout.split("\n")
     assert found[:2] == ["700 0", "400 21002"]
+
+
+def test_nobody_else_owns_what_the_vector_store_keeps(ai_server):
+    """An earlier platform's data, of user 1000, is carried over; where all is right nothing is stopped or changed."""
+    data, started = "/mnt/ai_data/qdrant", "docker inspect --format '{{.State.StartedAt}}' qdrant"
+    owners = f"find {data} -printf '%U:%G\\n' | sort -u"
+    before = ai_server.run(started).stdout
+    ai_server.run(f"chown -R 1000:1000 {data}")
+    states = changed_or_failed(ai_server.json([*APPLY, "qdrant"], timeout=600)["local"])
+    assert {row["__id__"]: row["result"] for row in states.values()} == {"qdrant-data": True, "qdrant": True}
+    assert ai_server.run(owners).stdout.split() == ["21004:21004"]
+    again = ai_server.run(started).stdout
+    assert again != before
+    assert changed_or_failed(ai_server.json([*APPLY, "qdrant"], timeout=600)["local"]) == {}
+    assert ai_server.run(started).stdout == again
 
 
 def test_a_second_run_changes_nothing_and_restarts_nothing(ai_server):
