@@ -1,45 +1,68 @@
-"""Slots on a real Ollama on loopback: real models, a table of two slots, and a way to look at its runners."""
+"""Slots on a real Ollama on loopback: real models, a pillar with two slots, and a way to look at its runners."""
 
 from __future__ import annotations
 
 import http.server
 import json
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from aiplatform import numa
+import pytest
+
+from _modules import model_slots
+from _states import model_slots as slots_state
+from aiplatform import numa, settings, slot_rules
 from aiplatform.blobs import Blobs
 from aiplatform.ollama import Client
 from aiplatform.serving import Serving
-from aiplatform.slots import Alias, Resident, Table
+from aiplatform.slots import Table
 from aiplatform.store import Store
 from lab import models
+from tests.conftest import CHECKOUT
 from tests.functional.local_ollama import PARAMETERS, TEMPLATE
 
 LOAD_SECONDS = 60
-OPTIONS = {"num_ctx": 512, "num_thread": 1}
 # Small, distinct, real: name and file of the weights.
 FILES = {"locked:1": "gemma3-270m-q5_0.gguf", "old:1": models.BASE, "new:1": "gemma3-270m-q5_1.gguf"}
 
 
+def pillar(client: Client, folder: Path) -> dict[str, Any]:
+    """The effective pillar of a host with one instance: slot 1 is locked, slot 5 rotates."""
+    hosts = {"one": {"address": "192.0.2.1", "roles": ["ai_server"]}}
+    found = settings.effective({"platform": {"hosts": hosts}}, CHECKOUT / "salt")
+    place = found["ollama"]["instances"]["node1"] | {"port": int(client.base_url.rpartition(":")[2])}
+    found["ollama"] |= {"api_host": "127.0.0.1", "models_dir": str(folder / "models"), "instances": {"node1": place}}
+    found["models"] |= {"num_ctx": 512, "load_timeout": LOAD_SECONDS, "warmup_wait": 10}
+    found["slots"] = {number: found["slots"][number] for number in (1, 5)}
+    found["aliases"] = {"llama-family": {"slot": 1}, "coder-rotate": {"slot": 5, "system": "You answer briefly."}}
+    return found | {"selection": {"slot1_general": "locked:1"}, "origins": {}}
+
+
 class Site:
-    """One instance with slot 1 (locked) and slot 5 (rotating, with the alias ``coder-rotate``)."""
+    """One instance with slot 1 (locked, ``llama-family``) and slot 5 (rotating, ``coder-rotate``).
+
+    ``heard`` is called with each event that the minion sends, tag and data.
+    """
 
     def __init__(self, client: Client, folder: Path) -> None:
         self.client = client
         self.folder = folder
+        self.pillar = pillar(client, folder)
+        self.opts = {"test": False, "file_client": "remote", "cachedir": str(folder), "id": "one"}
+        self.heard: Callable[[str, dict[str, Any]], object] = lambda tag, data: None
         self.phases: list[tuple[str, str, float]] = []
 
-    def table(self, model: str) -> Table:
-        def slot(number: int, held: str, *aliases: Alias) -> Resident:
-            key = f"slots.{number}.model"
-            return Resident(f"slot-{number}", key, "node1", held, 512, 1, number, "general", None, aliases)
+    def hold(self, model: str) -> None:
+        """Put a model into slot 5, in pillar."""
+        self.pillar["slots"][5]["model"] = model
 
-        names = (Alias("coder-rotate", "You answer briefly."),)
-        rows = (slot(1, "locked:1", Alias("llama-family")), slot(5, model, *names))
-        return Table(rows, {}, frozenset({"coder-rotate", "llama-family"}))
+    def table(self, model: str) -> Table:
+        self.hold(model)
+        return slot_rules.compiled(self.pillar, {"node1": 1})
 
     def serving(self, model: str, seconds: float = LOAD_SECONDS, client: Client | None = None) -> Serving:
         self.phases.clear()
@@ -47,12 +70,40 @@ class Site:
         tell = lambda *told: self.phases.append(told)  # noqa: E731 (one line that keeps what is told)
         return Serving(client or self.client, store, self.blobs, self.table(model), "node1", seconds, tell)
 
+    @contextmanager
+    def bound(self) -> Iterator[None]:
+        """Bind the module and the states of the slots to this host."""
+        called: dict[str, Callable[..., Any]] = {
+            "numa.plan": lambda: {"node1": {"num_thread": 1, "node": None, "memory": 64 << 30}},
+            "pillar.items": lambda unmask: self.pillar,
+            "service.status": lambda unit: True,
+            "event.send": lambda tag, data: self.heard(tag, data),
+        }
+        functions = {key: one for key, one in vars(model_slots).items() if isinstance(one, types.FunctionType)}
+        called |= {f"model_slots.{key}": one for key, one in functions.items() if not key.startswith("_")}
+        with pytest.MonkeyPatch.context() as patched:
+            for module in (model_slots, slots_state):
+                for name, value in (("__pillar__", self.pillar), ("__salt__", called), ("__opts__", self.opts)):
+                    patched.setattr(module, name, value, raising=False)
+            yield
+
+    def pulled(self, model: str, test: bool = False) -> dict[str, Any]:
+        """The first state of a rotation: slot 5 is to have this model, and it is in the store, and whole."""
+        self.hold(model)
+        self.opts["test"] = test
+        return slots_state.pulled("models-pulled")
+
+    def rotated(self, model: str) -> dict[str, Any]:
+        """The states of a rotation: the return of the last one, which is the first that fails."""
+        state = self.pulled(model)
+        return slots_state.served("node1") if state["result"] else state
+
     def store(self) -> Store:
-        return Store(self.client, self.folder / "store.json")
+        return Store(self.client, self.folder / "ai-platform-store.json")
 
     @property
     def blobs(self) -> Blobs:
-        return Blobs(self.folder / "models", self.folder / "blobs.json")
+        return Blobs(self.folder / "models", self.folder / "ai-platform-blobs.json")
 
     def runners(self) -> dict[str, int]:
         """``{digest of the weights: pid}`` of what runs now."""
@@ -94,9 +145,25 @@ def servers(client: Client) -> Iterator[int]:
             continue
 
 
+def send(stream: BinaryIO, part: bytes, halfway: Callable[[], object]) -> None:
+    """Write a part, and stop in the middle for ``halfway``; who asked for it may go away."""
+    middle = len(part) // 2
+    with suppress(ConnectionError):
+        stream.write(part[:middle])
+        halfway()
+        stream.write(part[middle:])
+
+
 @contextmanager
-def registry(blobs: dict[str, Path | bytes], manifests: dict[str, dict]) -> Iterator[str]:
-    """As much of a registry as a pull asks for; yields ``host:port``."""
+def registry(
+    blobs: dict[str, bytes],
+    manifests: dict[str, dict],
+    halfway: Callable[[str, int], object] = lambda name, first: None,
+) -> Iterator[str]:
+    """As much of a registry as a pull asks for; yields ``host:port``.
+
+    ``halfway`` is called when half of what was asked of a blob is sent: with the blob's name and the first byte asked.
+    """
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self):
@@ -111,18 +178,17 @@ def registry(blobs: dict[str, Path | bytes], manifests: dict[str, dict]) -> Iter
             if found is None:
                 self.send_error(404)
                 return
-            content = found.read_bytes() if isinstance(found, Path) else found
-            first, end = 0, len(content) - 1
+            first, end = 0, len(found) - 1
             if "Range" in self.headers:
                 first, end = (int(part or end) for part in self.headers["Range"].removeprefix("bytes=").split("-"))
-            part = content[first : end + 1]
+            part = found[first : end + 1]
             self.send_response(206 if "Range" in self.headers else 200)
             self.send_header("Content-Length", str(len(part)))
             # Ollama asks for it even where nothing is redirected.
             self.send_header("Location", "?")
             self.end_headers()
             if body:
-                self.wfile.write(part)
+                send(self.wfile, part, lambda: "Range" in self.headers and halfway(last, first))
 
         def log_message(self, *_):
             """Quiet."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -13,16 +13,17 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from _modules import model_slots
 from aiplatform import footprint, numa, slot_rules, slots
 from aiplatform.blobs import Blobs
 from aiplatform.errors import PlatformError
 from aiplatform.ollama import Client, Limits, OllamaError, OutOfMemory
 from aiplatform.registry import WEIGHTS
 from aiplatform.wait import until
-from lab import models
 from tests.conftest import CHECKOUT
 from tests.functional.local_ollama import serving, weights
 from tests.functional.local_server import free_port
@@ -40,7 +41,8 @@ def site(tmp_path_factory):
         make(client)
         found = Site(client, folder)
         found.serving("old:1").converge()
-        yield found
+        with found.bound():
+            yield found
 
 
 @pytest.fixture
@@ -68,63 +70,79 @@ def failed(site, model="new:1", **more) -> str:
 # -- twelve faults: the old model keeps serving, nothing is lost --------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def goods(site):
+    """The manifest of a model that the store has no more, and what it is made of: {digest: bytes}."""
+    make(site.client, {"goods:1": "noise-1.gguf"})
+    manifest = json.loads(site.blobs.manifest("goods:1").read_text())
+    blobs = {f"sha256:{digest}": site.blobs.blob(digest).read_bytes() for digest in site.blobs.layers("goods:1")}
+    site.client.delete("goods:1")
+    return manifest, blobs
+
+
 @pytest.fixture
-def small(site):
-    """A registry with the model ``library/small:1``, whose weights are no model; yields its name and its blobs."""
-    layer, config = b"x" * 4096, b"{}"
-    names = [hashlib.sha256(one).hexdigest() for one in (layer, config)]
-    kinds = [WEIGHTS, "application/vnd.docker.container.image.v1+json"]
-    entries = [
-        {"mediaType": kind, "digest": f"sha256:{name}", "size": len(one)}
-        for kind, name, one in zip(kinds, names, (layer, config), strict=True)
-    ]
-    manifest = {"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
-                "config": entries[1], "layers": entries[:1]}  # fmt: skip
-    blobs = {f"sha256:{name}": one for name, one in zip(names, (layer, config), strict=True)}
-    with registry(blobs, {"library/small:1": manifest}) as host:
-        name = f"{host}/library/small:1"
-        yield name, blobs, names[0]
+def incoming(site, goods):
+    """A registry that has the model; with its name there, its blobs, and the name of its weights."""
+    manifest, blobs = goods[0], dict(goods[1])
+    weights = next(row["digest"] for row in manifest["layers"] if row["mediaType"] == WEIGHTS)
+    found = SimpleNamespace(blobs=blobs, weights=weights, halfway=lambda digest, first: None)
+    with registry(blobs, {"library/incoming:1": manifest}, lambda *asked: found.halfway(*asked)) as host:
+        site.pillar["models"]["insecure_registries"] = [host]
+        found.name = f"{host}/library/incoming:1"
+        yield found
         with contextlib.suppress(OllamaError):
-            site.client.delete(name)
+            site.client.delete(found.name)
 
 
-def pull(site, name):
-    return list(site.client.pull(name, insecure=True))
+def whole(site, incoming):
+    """Whether the store has the model, each file of it read anew."""
+    blobs = Blobs(site.folder / "models")
+    return site.client.has(incoming.name) and blobs.layers(incoming.name) and not blobs.damaged(incoming.name)
 
 
-def test_wrong_digest_in_the_registry(unharmed, small):
-    name, blobs, digest = small
-    blobs[f"sha256:{digest}"] = b"y" * 4096
-    with pytest.raises(OllamaError, match="digest mismatch"):
-        pull(unharmed, name)
-    assert not unharmed.client.has(name)
-    blobs[f"sha256:{digest}"] = b"x" * 4096
-    pull(unharmed, name)
-    assert unharmed.client.has(name)
+def test_wrong_digest_in_the_registry(unharmed, incoming):
+    right = incoming.blobs[incoming.weights]
+    incoming.blobs[incoming.weights] = bytes(len(right))
+    state = unharmed.rotated(incoming.name)
+    assert state["result"] is False
+    assert "digest mismatch" in state["comment"]
+    assert not unharmed.client.has(incoming.name)
+    incoming.blobs[incoming.weights] = right
+    assert unharmed.pulled(incoming.name)["result"] is True
+    assert whole(unharmed, incoming)
+
+
+def truncate(path):
+    os.truncate(path, 100)
+
+
+def flip(path):
+    with path.open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        last = stream.read(1)[0]
+        stream.seek(-1, os.SEEK_END)
+        stream.write(bytes([last ^ 1]))
 
 
 @pytest.mark.parametrize(
     ("damage", "said"),
-    [
-        (lambda path: os.truncate(path, 100), "100 of 4096 bytes"),
-        (lambda path: path.write_bytes(b"x" * 4095 + b"y"), "its content has the digest"),
-    ],
+    [(truncate, "100 of 40234400 bytes"), (flip, "its content has the digest")],
     ids=["truncated file", "flipped byte"],
 )
-def test_damaged_file(unharmed, small, damage, said):
-    name, _, digest = small
-    pull(unharmed, name)
-    unharmed.blobs.trust(name)
-    assert unharmed.blobs.damaged(name) == {}
-    damage(unharmed.blobs.blob(digest))
-    (what,) = unharmed.blobs.damaged(name).values()
-    assert said in what
-    # Ollama itself takes what is there for right, so it goes first.
-    pull(unharmed, name)
-    assert unharmed.blobs.damaged(name)
-    unharmed.blobs.discard(digest)
-    pull(unharmed, name)
-    assert unharmed.blobs.damaged(name) == {}
+def test_damaged_file(unharmed, incoming, damage, said):
+    """Ollama takes what is there for right and fetches nothing; the state finds it, and the pull discards it first."""
+    assert unharmed.pulled(incoming.name)["result"] is True
+    # Of a file that was cut before anything was asked of the model Ollama can tell nothing: it has been in service.
+    assert unharmed.pulled(incoming.name)["changes"] == {}
+    damage(unharmed.blobs.blob(incoming.weights.removeprefix("sha256:")))
+    predicted = unharmed.pulled(incoming.name, test=True)
+    assert predicted["result"] is None
+    assert said in predicted["changes"][incoming.name]["old"]
+    assert not whole(unharmed, incoming)
+    state = unharmed.pulled(incoming.name)
+    assert (state["result"], state["changes"]) == (True, predicted["changes"])
+    assert whole(unharmed, incoming)
+    assert unharmed.pulled(incoming.name)["changes"] == {}
 
 
 def test_load_that_hangs(unharmed):
@@ -165,45 +183,89 @@ def test_missing_alias(unharmed):
 
 
 def test_registry_gone(unharmed):
+    gone = f"127.0.0.1:{free_port()}"
+    unharmed.pillar["models"]["insecure_registries"] = [gone]
+    state = unharmed.rotated(f"{gone}/library/incoming:1")
+    assert state["result"] is False
+    assert "The registry does not answer" in state["comment"]
+    # It may have answered a moment before.
     with pytest.raises(OllamaError):
-        pull(unharmed, f"127.0.0.1:{free_port()}/library/small:1")
+        model_slots.pull(f"{gone}/library/incoming:1")
     assert "absent:1 is not in the store" in failed(unharmed, "absent:1")
 
 
-def test_killed_pull(unharmed):
-    """Who pulls goes away in the middle; the next one carries on."""
-    blob = models.path("gemma3-270m-q8_0.gguf")
-    digest, config = models.artifacts.sha256(blob), b"{}"
-    name = hashlib.sha256(config).hexdigest()
-    manifest = {
-        "schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
-        "config": {"mediaType": "application/octet-stream", "digest": f"sha256:{name}", "size": 2},
-        "layers": [{"mediaType": WEIGHTS, "digest": f"sha256:{digest}", "size": blob.stat().st_size}],
-    }  # fmt: skip
-    files = {f"sha256:{digest}": blob, f"sha256:{name}": config}
-    with registry(files, {"library/big:1": manifest}) as host:
-        with Client(unharmed.client.base_url) as other:
-            events = other.pull(f"{host}/library/big:1", insecure=True)
-            next(event for event in events if event.get("total", 0) > 1e6)
-            events.close()
-        assert not unharmed.client.has(f"{host}/library/big:1")
-        pull(unharmed, f"{host}/library/big:1")
-        assert unharmed.blobs.damaged(f"{host}/library/big:1") == {}
-        unharmed.client.delete(f"{host}/library/big:1")
+def test_killed_pull(site, incoming):
+    """Who pulls is killed in the middle: the old model serves on, and the next run carries on and ends the rotation."""
+    before, killed, asked = state(site), threading.Event(), []
+
+    def halfway(digest, first):
+        if digest == incoming.weights:
+            asked.append(first)
+            killed.wait(60)
+
+    def doomed():
+        site.heard = lambda tag, data: data.get("completed") and os.kill(os.getpid(), signal.SIGKILL)
+        model_slots.PROGRESS_SECONDS = 0
+        site.pulled(incoming.name)
+
+    incoming.halfway = halfway
+    # Forked, so that it is bound to the same host.
+    process = multiprocessing.get_context("fork").Process(target=doomed)
+    process.start()
+    process.join(60)
+    killed.set()
+    assert process.exitcode == -signal.SIGKILL
+    assert not site.client.has(incoming.name)
+    assert state(site) == before
+    last = site.rotated(incoming.name)
+    assert last["result"] is True, last["comment"]
+    assert max(asked) > 0, "what had come was fetched again"
+    assert whole(site, incoming)
+    assert f"sha256:{site.weights('coder-rotate')}" == f"sha256:{site.weights('slot-5')}" == incoming.weights
+    returned(site, before)
 
 
-def test_killed_warmup(unharmed, tmp_path):
-    wanted = [
-        {"name": "slot-1", "holds": "locked:1", "num_ctx": 512, "aliases": ["llama-family"]},
-        {"name": "slot-5", "holds": "old:1", "num_ctx": 512, "aliases": ["coder-rotate"]},
-    ]
-    settings = {"url": unharmed.client.base_url, "wait_seconds": 10, "load_seconds": 60, "models": wanted}
-    (tmp_path / "warmup.json").write_text(json.dumps(settings))
-    program = [sys.executable, str(CHECKOUT / "salt/models/files/ollama-warmup"), str(tmp_path / "warmup.json")]
-    with subprocess.Popen(program, stdout=subprocess.PIPE) as process:
-        process.stdout.readline()  # the first slot is done, the second one under way
-        process.kill()
+def returned(site, before):
+    """Slot 5 has its old model again; all the while slot 1 was served by one process."""
+    last = site.rotated("old:1")
+    assert last["result"] is True, last["comment"]
+    after, locked = state(site), site.weights("slot-1")
+    assert after[1] == before[1]
+    assert after[0].keys() == before[0].keys()
+    assert after[0][locked] == before[0][locked]
+
+
+def test_killed_warmup(site, tmp_path, monkeypatch):
+    """Nothing is loaded; the warm-up of the old table is killed while it loads slot 5, in the midst of its rotation."""
+    site.hold("old:1")
+    settings = tmp_path / "warmup.json"
+    settings.write_text(json.dumps(model_slots.warmup_settings("node1")))
+    program = [sys.executable, str(CHECKOUT / "salt/models/files/ollama-warmup"), str(settings)]
+    model_slots.unload_all("node1")
+    seen = []
+
+    def kill_a_warmup(tag, data):
+        if (data["name"], data["phase"]) == ("slot-5", "stage"):
+            with subprocess.Popen(program, stdout=subprocess.PIPE) as process:
+                process.stdout.readline()  # the first slot is done, the second one under way
+                process.kill()
+            seen.append((site.ask("coder-rotate"), state(site)))
+
+    monkeypatch.setattr(site, "heard", lambda tag, data: tag == model_slots.PHASE and kill_a_warmup(tag, data))
+    last = site.rotated("new:1")
+    assert last["result"] is True, last["comment"]
+    ((answer, before),) = seen
+    assert answer is not None
+    assert before[1]["coder-rotate"] == site.weights("old:1")
+    assert site.weights("coder-rotate") == site.weights("slot-5") == site.weights("new:1")
+    assert model_slots.differences("node1") == {}
+    after = state(site)
+    assert after[0].keys() == {site.weights("slot-1"), site.weights("new:1")}
+    # The next start of the unit: it finds all loaded.
+    settings.write_text(json.dumps(model_slots.warmup_settings("node1")))
     assert subprocess.run(program, timeout=120, check=False).returncode == 0
+    assert state(site) == after
+    returned(site, before)
 
 
 # -- faults of a whole host: an instance of its own each ----------------------------------------------------------
