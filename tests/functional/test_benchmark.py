@@ -29,7 +29,7 @@ platform: {hosts: {one: {address: 192.0.2.1, roles: [ai_server]}}}
 benchmark:
   baseline_models: ["gemma:test", "noise-coder:1"]
   candidate_models: []
-  num_predict: 8
+  num_predict: 32
   num_ctx: 512
   repeats: 2
   disturbance: {repeats: 0}
@@ -166,12 +166,11 @@ def test_first_tokens_agree_with_ollamas_own_clock(host):
 
 
 def test_the_time_is_the_models(host):
-    """The benchmark's own work takes at most 2 % of the time between load and unload."""
+    """The benchmark's own work takes at most 2 % of the time of each model's tests, short as the answers are."""
     shares = {row["model"]: row["overhead"] for row in benchmark.results()["models"]}
     print("overhead:", {name: f"{share:.2%}" for name, share in shares.items()})
     assert shares.keys() == {"gemma:test", "noise-coder:1"}
-    # Answers of eight tokens are the worst case, and the machine may be busy with other tests: the better model counts.
-    assert min(shares.values()) <= 0.02
+    assert max(shares.values()) <= 0.02
 
 
 def test_figures_say_what_memory_allows(host):
@@ -187,6 +186,7 @@ def test_figures_say_what_memory_allows(host):
 
 
 def test_nothing_to_do_takes_no_time(host):
+    """The state alone; the command that an operator types is timed on the lab (tests/lab/test_benchmark.py)."""
     started = time.monotonic()
     assert benchmark_state.measured("all")["changes"] == {}
     assert time.monotonic() - started < 3
@@ -219,9 +219,9 @@ def test_a_recommended_model_stays_only_where_it_earns_a_slot(host, instances, m
 
 
 def test_other_conditions_are_measured_again(host):
-    host.pillar["benchmark"]["num_predict"] = 9
+    host.pillar["benchmark"]["num_predict"] = 33
     assert set(benchmark.plan()["measure"]) == {"gemma:test", "noise-coder:1"}
-    host.pillar["benchmark"]["num_predict"] = 8
+    host.pillar["benchmark"]["num_predict"] = 32
     assert benchmark.plan()["measure"] == {}
 
 
