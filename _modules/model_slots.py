@@ -266,7 +266,8 @@ def _misfits(pillar: dict[str, Any], table: slots.Table, instance: str) -> list[
 
 def _facts(model: str, store: Store) -> Model:
     """Return what is known of a model: by the store, else by its registry."""
-    if not store.missing([model]):
+    # Of a damaged one Ollama may be able to tell nothing.
+    if not store.missing([model]) and not _blobs().damaged(model):
         return store.facts(model)
     remote = registry.ask(model, __pillar__["models"]["insecure_registries"])
     return Model(weights=remote.weights, size=remote.size)
