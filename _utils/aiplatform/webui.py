@@ -125,6 +125,8 @@ def _general(settings: Settings) -> dict[str, Any]:
         "ENABLE_WEB_SEARCH": False,
         "ENABLE_DIRECT_CONNECTIONS": False,
         "ENABLE_IMAGE_GENERATION": False,
+        # They would go on asking models for somebody whose role was taken away.
+        "ENABLE_AUTOMATIONS": False,
         "ENABLE_PIP_INSTALL_FRONTMATTER_REQUIREMENTS": False,
         # Speech is the browser's; a model of its own would be downloaded.
         "AUDIO_STT_ENGINE": "webapi",
