@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import socket
 import ssl
+import threading
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -183,3 +186,100 @@ def test_the_state_and_nginx_tell_the_same_files(proxy, monkeypatch):
         assert (nginx.wanted() != before) is counts
         reload(proxy)
         until(lambda: loaded(proxy) == nginx.wanted(), 5, 0.05, f"{path.name} to be loaded")
+
+
+# -- limits -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def limited(stub, tmp_path):
+    """A proxy whose sites take little; ``start(**settings)`` says what differs."""
+    server = LocalNginx(tmp_path, {"node1": stub.port, "node0": stub.port, "vault": stub.port})
+
+    def start(**own):
+        for site in server.context["sites"]:
+            site |= own
+        server.prepare()
+        server.start()
+        return server
+
+    yield start
+    server.stop()
+
+
+def answers(proxy, count: int, path: str = "/", method: str = "GET", source: str = "127.0.0.1") -> list[int]:
+    """The statuses of requests from an address, one after the other on one connection."""
+    found = []
+    plain = socket.create_connection(("127.0.0.1", proxy.https), 10, source_address=(source, 0))
+    name = f"vault.{DOMAIN}"
+    with context(proxy).wrap_socket(plain, server_hostname=name) as connection:
+        connection_to = http.client.HTTPConnection(name)
+        connection_to.sock = connection
+        for _ in range(count):
+            connection_to.request(method, path)
+            reply = connection_to.getresponse()
+            found.append(reply.status)
+            body = reply.read()
+            assert (b"Too many requests" in body) is (reply.status == 429)
+    return found
+
+
+def test_by_default_a_page_of_hundreds_of_files_and_a_script_that_signs_in_pass(limited):
+    proxy = limited()
+    assert set(answers(proxy, 600)) == {200}
+    assert set(answers(proxy, 30, "/v1/auth/userpass/login/a", "POST")) == {200}
+
+
+def test_an_address_that_asks_too_much_is_refused_and_others_are_not(limited, stub):
+    proxy = limited(requests_per_second=1, burst=20)
+    before = len(stub.seen)
+    found = answers(proxy, 60)
+    assert set(found[:21]) == {200}
+    assert found.count(429) >= 30
+    assert len(stub.seen) - before == found.count(200)
+    assert answers(proxy, 5, source="127.0.0.2") == [200] * 5
+    until(lambda: answers(proxy, 1) == [200], 10, 0.5, "the address to be served again")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+def test_guesses_are_refused_while_pages_are_served(limited, method):
+    proxy = limited(sign_ins_per_minute=1, sign_in_burst=5)
+    found = answers(proxy, 20, "/v1/auth/userpass/login/a", method)
+    assert found == [200] * 6 + [429] * 14
+    # However it is written.
+    assert set(answers(proxy, 1, "/v1//auth/./userpass/login/b", method)) == {429}
+    assert set(answers(proxy, 1, "/v1/%61uth/userpass/login/b", method)) == {429}
+    assert set(answers(proxy, 30, "/v1/auth/userpass/login/a")) == {200}
+    assert set(answers(proxy, 30, "/v1/secret/data/a", method)) == {200}
+    assert answers(proxy, 1, "/v1/auth/userpass/login/a", method, source="127.0.0.2") == [200]
+
+
+def test_a_site_where_everything_sent_may_be_a_guess(limited):
+    proxy = limited(sign_in="/", sign_ins_per_minute=1, sign_in_burst=5)
+    assert answers(proxy, 20, "/realms;a=b/x/login-actions/authenticate", "POST").count(429) == 14
+    assert set(answers(proxy, 30)) == {200}
+
+
+def test_requests_at_the_same_time_are_bounded_for_each_address(tmp_path):
+    held = threading.Event()
+    slow = Stub([], answer=lambda _handler: held.wait(10) and False)
+    server = LocalNginx(tmp_path, dict.fromkeys(("node1", "node0", "vault"), slow.port))
+    for site in server.context["sites"]:
+        site["connections"] = 4
+    server.prepare()
+    server.start()
+    try:
+        with ThreadPoolExecutor(12) as pool:
+            asked = [pool.submit(answers, server, 1) for _ in range(12)]
+            until(lambda: sum(one.done() for one in asked) == 8, 10, 0.05, "those beyond the limit to be refused")
+            other = pool.submit(answers, server, 1, source="127.0.0.2")
+            until(lambda: len(slow.seen) == 5, 10, 0.05, "another address to be served")
+            held.set()
+            found = sorted(one.result()[0] for one in asked)
+        assert found == [200] * 4 + [429] * 8
+        assert other.result() == [200]
+    finally:
+        held.set()
+        server.stop()
+        slow.shutdown()
+        slow.server_close()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from aiplatform.wait import until
+from lab.settings import address
 from tests.lab.conftest import changed_or_failed
 
 DOMAIN = "lab.internal"
@@ -205,3 +206,49 @@ def ask_safely(client, key) -> int:
         [*CURL, "--config", "-", "-o", "/dev/null", "--write-out", "'%{http_code}'", f"{API}/api/version"]
     )
     return int(client.run(f"{command} <<'C'\nheader = \"Authorization: Bearer {key}\"\nC", check=False).stdout or 0)
+
+
+@pytest.fixture
+def stranger(client):
+    """Another address of the workstation: what is counted against it is counted against no other test."""
+    own = address(52)
+    client.run(f"ip address replace {own}/32 dev eth0")
+    yield own
+    client.run(f"ip address del {own}/32 dev eth0", check=False)
+
+
+def codes(client, source: str, count: int, url: str, *more: str) -> list[str]:
+    """The statuses of so many requests from an address, ten at a time; they differ in a number at the URL's end."""
+    command = ["curl --silent --max-time 60", f"--interface {source} --cacert {AUTHORITY}", *more]
+    command += [
+        "--parallel --parallel-max 10 --output /dev/null --write-out '%{http_code}\\n'",
+        f"'{url}?n=[1-{count}]'",
+    ]
+    return client.run(" ".join(command)).stdout.split()
+
+
+def test_one_address_guesses_no_further_and_still_reads_pages(client, stranger):
+    guess, page = (
+        f"https://idm.{DOMAIN}/realms/none/login-actions/authenticate",
+        f"https://idm.{DOMAIN}/realms/ai-platform",
+    )
+    found = codes(client, stranger, 150, guess, "--data username=a")
+    assert len(found) == 150
+    # Sixty for a moment and two more each second.
+    assert 1 <= found.count("429") <= 90
+    assert codes(client, stranger, 1, page) == ["200"]
+    assert "429" not in codes(client, address(50), 1, guess, "--data username=a")
+
+
+def test_one_address_loads_pages_of_hundreds_of_files_but_does_not_flood(client, stranger):
+    url = f"https://vault.{DOMAIN}/v1/sys/health"
+    found = codes(client, stranger, 300, url)
+    assert found == ["200"] * 300
+    for _ in range(12):
+        found += codes(client, stranger, 300, url)
+        if "429" in found:
+            break
+    assert found.count("429") > 0
+    assert found.count("200") >= 1000
+    assert set(found) == {"200", "429"}
+    assert codes(client, address(50), 1, url) == ["200"]
