@@ -322,7 +322,10 @@ def create_network(name: str, bridge: str, subnet: str | None = None) -> bool:
     try:
         engine.create_network(name, **containers.network_arguments(name, bridge, subnet))
     except docker.errors.APIError as err:
-        raise PlatformError("Docker refuses the network", where=name, actual=err.explanation) from err
+        # Phases that run side by side on one host may each find none, and one is first.
+        there = network(name)
+        if there is None or containers.network_difference(there, bridge, subnet):
+            raise PlatformError("Docker refuses the network", where=name, actual=err.explanation) from err
     return True
 
 

@@ -356,6 +356,22 @@ def test_another_network_of_that_name_is_refused(monkeypatch):
     assert not host["create_network"].called
 
 
+@pytest.mark.parametrize(
+    ("made", "good"), [("br-platform", True), ("br-other", False), (None, False)], ids=["same", "another", "none"]
+)
+def test_a_network_that_another_phase_made_meanwhile_will_do(monkeypatch, made, good):
+    engine = Mock()
+    engine.create_network.side_effect = docker.errors.APIError("x", explanation="networks have same bridge name")
+    options = {"Options": {"com.docker.network.bridge.name": made}, "IPAM": {"Config": []}}
+    engine.inspect_network = Mock(return_value=options, side_effect=None if made else docker.errors.NotFound("none"))
+    monkeypatch.setattr(module, "_engine", lambda: engine)
+    if good:
+        assert module.create_network("ai-platform", "br-platform")
+    else:
+        with pytest.raises(PlatformError, match="same bridge name"):
+            module.create_network("ai-platform", "br-platform")
+
+
 def test_a_container_of_before_is_not_made_anew_for_what_it_does_not_use():
     """What a container may have besides came later: one without it has the parts, and so the hashes, of before."""
     assert not {"labels", "gpus"} & parts().keys()
