@@ -7,12 +7,12 @@ include:
 {% set folder = salt["platform_container.folder"]("openwebui") %}
 {% set data = pillar.platform.data_root ~ "/open-webui" %}
 openwebui-data:
-  file.directory:
+  platform_folder.owned:
     - name: {{ data }}
-    - user: {{ openwebui.uid }}
-    - group: {{ openwebui.uid }}
-    - mode: "0700"
-    - makedirs: true
+    - uid: {{ openwebui.uid }}
+    - container: openwebui
+    - require:
+      - sls: containers
 
 openwebui-files:
   file.directory:
@@ -84,7 +84,7 @@ openwebui:
     - timeout: {{ openwebui.ready_timeout }}
     - require:
       - sls: containers
-      - file: openwebui-data
+      - platform_folder: openwebui-data
       - file: openwebui-rules
       - file: openwebui-authorities
       - platform_secret: openwebui-secrets
