@@ -75,7 +75,7 @@ def create(name: str, uid: int, gid: int, device: str | None = None) -> bool:
 
     .. code-block:: bash
 
-        salt ai_server platform_volume.create ollama 21004 21004
+        salt ai_server platform_volume.create ollama 21003 21004
     """
     if device:
         Path(device).mkdir(parents=True, exist_ok=True)

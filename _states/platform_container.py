@@ -181,8 +181,8 @@ def volume_present(name: str, uid: int, gid: int, device: str | None = None) -> 
         web-volume:
           platform_container.volume_present:
             - name: web
-            - uid: 21004
-            - gid: 21004
+            - uid: 21003
+            - gid: 21003
     """
 
     def plan() -> dict[str, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
+from types import SimpleNamespace
 
 import pytest
 from salt.exceptions import CommandExecutionError
+from salt.loader.context import LoaderContext, loader_context
 
 from _modules import model_slots, verify
 from _states import verify as state
@@ -367,3 +369,10 @@ def test_a_server_that_cannot_tell_its_slots_is_no_good_server():
     assert found[1]["model"] == "Ollama refused"
     text = health.status_text({"hosts": {}, "services": [], "slots": found})
     assert text.count("NOT LOADED") == 2
+
+
+def test_work_beside_the_checks_sees_the_pillar():
+    """Salt's own is bound to the context of its call, which a thread has not got by itself."""
+    pillar = LoaderContext().named_context("__pillar__")
+    with loader_context(SimpleNamespace(pack={"__pillar__": {"verify": 7}}, pack_self="")):
+        assert checks.aside(lambda: pillar["verify"]).result() == 7
