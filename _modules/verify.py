@@ -51,4 +51,5 @@ def run(only: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 def _host() -> checks.Host:
-    return checks.Host(__grains__["id"], __pillar__, __grains__, __salt__, __context__)
+    # Copies: what Salt's own say depends on the thread that looks.
+    return checks.Host(__grains__["id"], dict(__pillar__), dict(__grains__), __salt__, __context__)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -90,8 +89,7 @@ class Host:
 def aside(work: Callable[[], Answer]) -> Future[Answer]:
     """Begin work beside the checks. It calls no function of Salt, which are not for several threads."""
     pool = ThreadPoolExecutor(max_workers=1)
-    # Salt's pillar and grains are what they are by the context that they are looked at in.
-    started = pool.submit(copy_context().run, work)
+    started = pool.submit(work)
     pool.shutdown(wait=False)
     return started
 

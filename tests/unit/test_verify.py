@@ -371,8 +371,14 @@ def test_a_server_that_cannot_tell_its_slots_is_no_good_server():
     assert text.count("NOT LOADED") == 2
 
 
-def test_work_beside_the_checks_sees_the_pillar():
-    """Salt's own is bound to the context of its call, which a thread has not got by itself."""
-    pillar = LoaderContext().named_context("__pillar__")
-    with loader_context(SimpleNamespace(pack={"__pillar__": {"verify": 7}}, pack_self="")):
-        assert checks.aside(lambda: pillar["verify"]).result() == 7
+def test_work_beside_the_checks_sees_the_pillar(monkeypatch):
+    """Salt's own is bound to the context of its call, which a thread has not got."""
+    context = LoaderContext()
+    for name in ("__pillar__", "__grains__"):
+        monkeypatch.setattr(verify, name, context.named_context(name), raising=False)
+    for name in ("__salt__", "__context__"):
+        monkeypatch.setattr(verify, name, {}, raising=False)
+    loader = SimpleNamespace(pack={"__pillar__": {"verify": 7}, "__grains__": {"id": "one"}}, pack_self="")
+    with loader_context(loader):
+        host = verify._host()
+        assert checks.aside(lambda: host.pillar["verify"]).result() == 7
