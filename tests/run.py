@@ -67,7 +67,7 @@ def stages() -> list[Stage]:
         Stage("lab-up", [*LAB, "up"], needs="artifacts"),
         Stage("lab-again", [*LAB, "up"], needs="lab-up", limit=60),
         # Two lanes: the lab's hosts, and hosts that tests make for themselves (tests/lab/conftest.py).
-        pytest_stage("lab", "tests/lab --numprocesses=2 --dist=loadscope", "lab-up"),
+        pytest_stage("lab", "tests/lab --verbose --numprocesses=2 --dist=loadscope", "lab-up"),
         Stage("lab-down", [*LAB, "down"]),
         pytest_stage("down", "tests/down", "lab-down"),
     ]

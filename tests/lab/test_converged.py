@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 
@@ -76,18 +75,10 @@ def test_the_converged_path_runs_no_command(master, host):
         assert [row["__id__"] for row in shown if row["state"] == "cmd"] == []
 
 
-def verified(master) -> tuple[dict, float]:
-    """What the verification says, and the seconds that it took."""
-    began = time.monotonic()
-    return master.runner("ai_platform.verify"), time.monotonic() - began
-
-
 def test_every_check_of_the_verification_passes(master):
-    answer, seconds = verified(master)
+    answer = master.runner("ai_platform.verify")
     assert [row for row in answer["checks"] if not row["ok"]] == []
     assert {row["host"] for row in answer["checks"]} >= {"ai_server", "nginx_proxy", "coredns_host"}
-    # Other tests are at work beside this one: it may be slow once.
-    assert min(seconds, seconds if seconds <= 12 else verified(master)[1]) <= 12
 
 
 @pytest.mark.parametrize(("host", "begins"), REAL.items())
