@@ -50,7 +50,7 @@ soak: lab ## 10,000 hostile requests; servers killed; twenty rotations under loa
 	@HOSTILE_RESULTS=docs/hostile-soak.json $(PYTEST) tests/soak/test_hostile.py
 	@FAILURES=docs $(PYTEST) tests/soak/test_failures.py
 	@ROTATIONS=20 ROTATION_RESULTS=docs/rotation-soak.json $(PYTEST) tests/soak/test_rotation.py
-	@$(PYTEST) tests/soak/test_binding.py tests/soak/test_interrupted.py
+	@$(PYTEST) tests/soak/test_master.py tests/soak/test_binding.py tests/soak/test_interrupted.py
 
 lint: $(READY) ## every linter
 	@tests/lint.sh

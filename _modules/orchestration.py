@@ -9,7 +9,6 @@ import salt.key
 
 from aiplatform import deploy, tables
 from aiplatform import phases as graph
-from aiplatform.errors import PlatformError
 
 
 def steps(phases: list[str] | None = None, limit: list[str] | None = None) -> list[dict[str, Any]]:
@@ -33,14 +32,5 @@ def steps(phases: list[str] | None = None, limit: list[str] | None = None) -> li
     path = graph.find(__opts__["file_roots"]["base"])
     rows = graph.load(path, first=not __pillar__.get("selection"))
     planned = graph.plan(rows, __pillar__["platform"]["hosts"], phases or [], limit or [])
-    hosts = sorted({host for step in planned for host in step.hosts})
-    missing = deploy.without_key(hosts, salt.key.Key(__opts__).list_keys()["minions"])
-    if missing:
-        raise PlatformError(
-            "Hosts of the platform are no minions of this master",
-            where="platform.hosts",
-            expected="an accepted key for each host",
-            actual=f"none for {', '.join(missing)}",
-            hint="salt-run ai_platform.bootstrap host=<id> user=<login>, or limit the deploy to the other hosts",
-        )
+    deploy.demand_keys(planned, salt.key.Key(__opts__).list_keys()["minions"])
     return [deploy.salt_state(step) for step in planned]

@@ -283,6 +283,7 @@ def _deploy(only: list[str], limit: list[str], test: bool, fresh: bool) -> dict[
     done = {} if only or test or fresh else record.done(scope)
     chosen = [name for name in only or graph if name not in done]
     steps = phases.plan(graph, pillar["platform"]["hosts"], chosen, limit)
+    deploying.demand_keys(steps, _keys(list(pillar["platform"]["hosts"])))
     if done:
         _say(f"Carrying on; done before: {', '.join(done)} (fresh=True runs them again)")
     began = time.monotonic()

@@ -193,7 +193,14 @@ def modules_digest(file_roots: Iterable[str]) -> str:
     return fingerprint({}, [str(folder) for root in file_roots for folder in sorted(Path(root).glob("_*"))])
 
 
-def without_key(hosts: Iterable[str], accepted: Iterable[str]) -> list[str]:
-    """Return the hosts whose key the master has not accepted: Salt would silently leave them out."""
-    known = set(accepted)
-    return [host for host in hosts if host not in known]
+def demand_keys(steps: Iterable[Step], accepted: Iterable[str]) -> None:
+    """Raise ``PlatformError`` where the master has not accepted the key of a step's host: Salt would leave it out."""
+    missing = sorted({host for step in steps for host in step.hosts} - set(accepted))
+    if missing:
+        raise PlatformError(
+            "Hosts of the platform are no minions of this master",
+            where="platform.hosts",
+            expected="an accepted key for each host",
+            actual=f"none for {', '.join(missing)}",
+            hint="salt-run ai_platform.bootstrap host=<id> user=<login>, or limit the deploy to the other hosts",
+        )

