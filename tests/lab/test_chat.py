@@ -24,7 +24,7 @@ from open_webui.utils.auth import create_token
 from open_webui.utils.mfa import get_auth
 
 async def token():
-    user = (await Users.get_users())["users"][0]
+    user = next(user for user in (await Users.get_users())["users"] if user.role == "admin")
     return create_token({"id": user.id, "session_stamp": (await get_auth(user.id)).session_stamp})
 
 print("TOKEN", asyncio.run(token()))
