@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
@@ -104,7 +105,10 @@ def main() -> None:
     if server:
         server.shutdown()
     ratios = [mine / other for mine, other in zip(found["ours"], found["official"], strict=True)]
-    print(f"Measured with ollama {version('ollama')} from PyPI, Python {platform.python_version()}.\n")
+    print("# This client and the official one\n")
+    print("Made by `benchmarks/platform/ollama_clients.py`, which runs both: `ours` is `aiplatform.ollama`, with")
+    print("`aiplatform.calling` in the last table; `official` is")
+    print(f"`ollama` {version('ollama')} from PyPI. Python {platform.python_version()}, {os.cpu_count()} CPUs.\n")
     print("## Speed\n\n| client | requests/s, median | lowest | highest |\n| --- | ---: | ---: | ---: |")
     for name, rates in found.items():
         print(f"| {name} | {statistics.median(rates):.1f} | {min(rates):.1f} | {max(rates):.1f} |")

@@ -165,7 +165,9 @@ def test_calls_are_counted_where_an_exporter_is_scraped(installed, server):
     folder = "/var/lib/ai-platform/metrics"
     flags = f"--collector.disable-defaults --collector.textfile --collector.textfile.directory={folder}"
     install = "DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends -y prometheus-node-exporter"
-    server.run(f"echo 'ARGS=\"{flags}\"' > /etc/default/prometheus-node-exporter; {install} >/dev/null", timeout=300)
+    server.run(f"apt-get -qq update && {install} >/dev/null", timeout=300)
+    server.run(f"echo 'ARGS=\"{flags}\"' > /etc/default/prometheus-node-exporter")
+    server.run("systemctl restart prometheus-node-exporter")
 
     def scraped():
         page = server.run("curl -fsS --retry 20 --retry-connrefused --retry-delay 1 127.0.0.1:9100/metrics").stdout

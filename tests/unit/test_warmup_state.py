@@ -209,7 +209,7 @@ def test_a_measured_model_that_is_pulled_again_is_not_measured_again(monkeypatch
 def test_a_restart_with_another_warm_up_brings_the_models_back_later(monkeypatch, tmp_path, result, again):
     """The service's own state, earlier in the same dry run, says whether it would be restarted."""
     functions = {
-        "model_slots.warmup_settings": lambda _: {"load": ["slot-1"]},
+        "model_slots.warmup_settings": lambda _: WANTED | {"models": ["slot-1"]},
         "model_slots.differences": lambda _: {},
     }
     pillar = {"selection": {"slot1_general": "a:1"}, "ollama": {"instances": {"node1": {"unit": "ollama.service"}}}}
@@ -219,6 +219,13 @@ def test_a_restart_with_another_warm_up_brings_the_models_back_later(monkeypatch
         monkeypatch.setattr(state, f"__{name}__", value, raising=False)
     (tmp_path / "warmup.json").write_text("{}")
     assert bool(state.served("node1", str(tmp_path / "warmup.json"))["changes"]) is again
+
+
+def test_a_warm_up_that_only_waits_otherwise_is_relied_on(host, monkeypatch, tmp_path):
+    (tmp_path / "warmup.json").write_text(json.dumps(WANTED | {"wait_seconds": 1}))
+    monkeypatch.setattr(state, "__running__", {f"service_|-x_|-{UNIT}_|-running": {"result": None}}, raising=False)
+    monkeypatch.setitem(state.__opts__, "test", True)
+    assert state.served("node1", str(tmp_path / "warmup.json"))["changes"] == {}
 
 
 @pytest.mark.parametrize(
