@@ -68,7 +68,8 @@ integration: $(READY) ## a real master and minions under salt-factories; two NUM
 	@$(PYTEST) tests/integration tests/numa --numprocesses=2 --dist=loadfile
 
 lab-test: lab ## the converged hosts: verification, faults, second run
-	@$(PYTEST) tests/lab --numprocesses=2 --dist=loadscope
+	@$(PYTEST) tests/lab -m timed
+	@$(PYTEST) tests/lab -m "not timed" --verbose --numprocesses=2 --dist=loadscope
 
 test: $(READY) ## all of it, with one closing line of counts
 	@$(BIN)/python tests/run.py

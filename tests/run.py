@@ -66,8 +66,9 @@ def stages() -> list[Stage]:
         pytest_stage("integration", "tests/integration tests/numa --numprocesses=2 --dist=loadfile", "artifacts"),
         Stage("lab-up", [*LAB, "up"], needs="artifacts"),
         Stage("lab-again", [*LAB, "up"], needs="lab-up", limit=60),
+        pytest_stage("lab-timed", "tests/lab -m timed", "lab-up"),
         # Two lanes: the lab's hosts, and hosts that tests make for themselves (tests/lab/conftest.py).
-        pytest_stage("lab", "tests/lab --verbose --numprocesses=2 --dist=loadscope", "lab-up"),
+        pytest_stage("lab", "tests/lab -m 'not timed' --verbose --numprocesses=2 --dist=loadscope", "lab-up"),
         Stage("lab-down", [*LAB, "down"]),
         pytest_stage("down", "tests/down", "lab-down"),
     ]
