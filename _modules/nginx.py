@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import http.client
 import json
 import socket
 import ssl
@@ -220,42 +219,6 @@ def refresh_api_keys() -> bool:
 
 def _written(rows: dict[str, Any]) -> str:
     return json.dumps(rows, indent=1, sort_keys=True) + "\n"
-
-
-def ask(public: str, path: str, method: str = "GET", with_key: bool = False) -> dict[str, Any]:
-    """Ask this proxy as a client does, by a public name: ``status`` and ``body`` (its first 100,000 characters).
-
-    public
-        The name, such as ``ollama-api.example.com``.
-    path
-        The path.
-    method
-        The HTTP method.
-    with_key
-        Whether the platform's own key goes along.
-
-    The certificate must be one that the platform's clients trust.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt nginx_proxy nginx.ask ollama-api.example.com /api/tags
-    """
-    context = ssl.create_default_context(cadata=__salt__["platform_ca.certificate"]() or None)
-    headers = {"Host": public}
-    if with_key:
-        headers["Authorization"] = f"Bearer {_secret('ollama')['api_key']}"
-    connection = http.client.HTTPSConnection(__pillar__["address"], timeout=ASK_SECONDS, context=context)
-    plain = socket.create_connection((__pillar__["address"], 443), ASK_SECONDS)
-    try:
-        connection.sock = context.wrap_socket(plain, server_hostname=public)
-        connection.request(method, path, headers=headers)
-        reply = connection.getresponse()
-        return {"status": reply.status, "body": reply.read(100000).decode(errors="replace")}
-    finally:
-        plain.close()
-        connection.close()
 
 
 def presented(public: str) -> str:
