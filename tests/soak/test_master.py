@@ -14,7 +14,7 @@ from tests.lab.conftest import SPARE
 
 CHECKOUT = deploy.TARGET
 # The lab's hosts reach no index: the same packages, and what some of them are built with, from a folder.
-INSTALL = f"PIP_NO_INDEX=1 PIP_FIND_LINKS=/root/wheels {CHECKOUT}/etc/install-master.sh"
+INSTALL = f"PIP_NO_INDEX=1 PIP_FIND_LINKS=/srv/wheels {CHECKOUT}/etc/install-master.sh"
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def server(bare, tmp_path_factory):
     download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
     subprocess.run([*download, "--require-hashes", "-r", HERE / "requirements/master.txt"], check=True)
     subprocess.run([*download, "setuptools", "wheel", "Cython"], check=True)
-    subprocess.run(["docker", "cp", "--quiet", folder, f"{bare.container}:/root/wheels"], check=True)
+    subprocess.run(["docker", "cp", "--quiet", folder, f"{bare.container}:/srv/wheels"], check=True)
     deploy.copy_tree(SPARE, [name for name in deploy.tree() if not name.startswith(("tests/", "lab/", "docs/"))])
     bare.run(INSTALL, timeout=500)
     return bare

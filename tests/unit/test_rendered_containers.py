@@ -24,7 +24,8 @@ def rendered(compile_state, pillars):
         settings = pillars["ai_server"]["containers"]
         wanted = {key: value for key, value in chunk.items() if key not in ("image", "name", "timeout")}
         parts = containers.specification(settings, formula, chunk["image"], **wanted)
-        folders = {row["name"]: row for row in low if (row["state"], row["fun"]) == ("file", "directory")}
+        makers = (("file", "directory"), ("platform_folder", "owned"))
+        folders = {row["name"]: row for row in low if (row["state"], row["fun"]) in makers}
         return chunk, containers.engine_config(formula, parts, {}), folders
 
     return found
@@ -52,7 +53,8 @@ def test_qdrant_is_kept_published_and_asked_as_the_page_says(rendered, pillars):
     host = told["HostConfig"]
     assert told["Image"].startswith("docker.io/qdrant/qdrant")
     assert chunk["volumes"][f"{data}/storage"] == "/qdrant/storage"
-    assert folders[f"{data}/storage"]["user"] == qdrant["uid"]
+    assert folders[data]["uid"] == qdrant["uid"]
+    assert "storage" in folders[data]["folders"]
     assert host["RestartPolicy"] == {"Name": "unless-stopped"}
     # Without gRPC, and never on all addresses.
     published = {"6333/tcp": [{"HostIp": pillar["address"], "HostPort": str(qdrant["port"])}]}
