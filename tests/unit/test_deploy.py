@@ -30,6 +30,7 @@ def lock(tmp_path):
 @contextlib.contextmanager
 def no_events(*_, **__):
     """The events of a master on which nothing happens."""
+    # As the real one, which waits as long as it may where no event comes.
     yield types.SimpleNamespace(get_event=lambda wait, **_: time.sleep(wait))
 
 
