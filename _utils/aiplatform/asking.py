@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from aiplatform import ollama
+from aiplatform import completions, ollama
 from aiplatform.errors import PlatformError
 
 
@@ -27,7 +27,8 @@ def ask(url: str, model: str, tokens: int) -> Reply:
         The base URL of its instance.
     """
     try:
-        chunks = list(ollama.Client(url).generate(model, "Say hello.", think=False, options={"num_predict": tokens}))
+        options = {"num_predict": tokens, **completions.GREEDY}
+        chunks = list(ollama.Client(url).generate(model, completions.QUESTION, think=False, options=options))
     except PlatformError as err:
         return embed(url, model) if "does not support generate" in str(err) else Reply(error=str(err))
     counts = chunks[-1].data
@@ -44,7 +45,7 @@ def embed(url: str, model: str) -> Reply:
     """
     begin = time.monotonic()
     try:
-        vectors = ollama.Client(url).embed(model, ["Say hello."])
+        vectors = ollama.Client(url).embed(model, [completions.QUESTION])
     except PlatformError as err:
         return Reply(error=str(err))
     return Reply(len(vectors), len(vectors) / max(time.monotonic() - begin, 1e-6))

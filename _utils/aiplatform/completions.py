@@ -6,6 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+# The likeliest words, the same each time: drawn by chance, an answer of a small model may end before its first word.
+GREEDY = {"temperature": 0, "seed": 0}
+QUESTION = "What is the capital of France?"
+
 # Models that think first say nothing else in a few tokens.
 _WORDS = ("content", "reasoning", "reasoning_content")
 
@@ -14,9 +18,10 @@ def question(model: str, tokens: int) -> dict[str, Any]:
     """Return the body of a question to a model, for an answer of at most ``tokens``."""
     return {
         "model": model,
-        "messages": [{"role": "user", "content": "Say hello."}],
+        "messages": [{"role": "user", "content": QUESTION}],
         "stream": False,
         "max_tokens": tokens,
+        **GREEDY,
     }
 
 
@@ -35,4 +40,6 @@ def told(status: int, body: str) -> str:
     said = words(status, body)
     if said:
         return f"an answer of {len(said)} characters"
-    return f"HTTP {status}, an empty answer" if status == 200 else f"HTTP {status}: {' '.join(body.split())[:200]}"
+    if status == 200 and '"choices"' in body:
+        return f"HTTP {status}, an empty answer"
+    return f"HTTP {status}: {' '.join(body.split())[:200]}"

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from aiplatform import wait
+from aiplatform import completions, wait
 from tests.lab.hostile import LOAD, OPTIONS, UNPIN
 from tests.lab.test_edge import runners
 
@@ -120,8 +120,7 @@ def test_each_name_is_offered_once(master, chat):
 
 
 def test_a_chat_is_answered(chat):
-    question = {"role": "user", "content": "Say hello."}
-    body = {"model": "llama-family:latest", "messages": [question], "stream": False, "max_tokens": 8}
+    body = completions.question("llama-family:latest", 8)
     status, answer = chat.ask("/api/chat/completions", body)
     assert status == 200
     assert answer["choices"][0]["message"]["content"]
