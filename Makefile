@@ -46,10 +46,11 @@ master: ## make this server the Salt master of one's own hosts (root)
 single: ## make this server one without a master (root); docs/single.md
 	@etc/install-single.sh
 
-soak: lab ## 10,000 hostile requests; servers killed; twenty rotations under load; binding; make lab killed (results in docs)
+soak: lab ## 10,000 hostile requests; servers killed; twenty rotations under load; binding; one server; make lab killed (results in docs)
 	@HOSTILE_RESULTS=docs/hostile-soak.json $(PYTEST) tests/soak/test_hostile.py
 	@FAILURES=docs $(PYTEST) tests/soak/test_failures.py
 	@ROTATIONS=20 ROTATION_RESULTS=docs/rotation-soak.json $(PYTEST) tests/soak/test_rotation.py
+	@SINGLE_RESULTS=docs/single-platform.json $(PYTEST) tests/soak/test_single_platform.py
 	@$(PYTEST) tests/soak/test_master.py tests/soak/test_binding.py tests/soak/test_interrupted.py
 
 lint: $(READY) ## every linter

@@ -23,6 +23,8 @@ def _instances(host: Host) -> dict[str, Check]:
         found[f"ollama_{name}"] = partial(_version, host, name)
         found[f"warmup_{name}"] = partial(_warmed, host, unit)
         found[f"foreign_{name}"] = partial(_undisturbed, host, name)
+        if row["numa_node"] is not None:
+            found[f"memory_{name}"] = partial(_local, host, name)
     return found
 
 
@@ -47,6 +49,19 @@ def _undisturbed(host: Host, instance: str) -> Finding:
         "models of its own slots and aliases only",
         f"foreign: {', '.join(foreign)}" if foreign else "nothing else",
         f"clients call slots and aliases by name; salt {host.id} ollama.unload {instance} <foreign name>",
+    )
+
+
+def _local(host: Host, instance: str) -> Finding:
+    """What the instance has loaded lies in the memory of its own node, which bound CPUs do not prove."""
+    far, least = host.salt["numa.remote"](instance), host.pillar["ollama"]["local_share"]
+    shares = ", ".join(f"{row['local_share']:.0%} of {row['weights'] or row['pid']}" for row in far)
+    return Finding(
+        f"memory of the models of Ollama instance {instance}",
+        not far,
+        f"at least {least:.0%} of each on the instance's own NUMA node",
+        shares or "all of them are",
+        f"salt {host.id} numa.residency {instance}; docs/numa.md has the three causes",
     )
 
 
