@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from aiplatform import ollama_container, origins, schema, services, settings, single, slot_rules
+from aiplatform import containers, ollama_container, origins, schema, services, settings, single, slot_rules
 from aiplatform.errors import PlatformError
 
 DERIVED = frozenset({"selection", "roles", "address", "compiled", "services", "origins"})
@@ -39,7 +39,7 @@ def ext_pillar(minion_id: str, pillar: dict[str, Any], formulas: str) -> dict[st
         if __opts__.get("__role") == "minion":  # it compiles its own pillar: there is no master
             single.host(merged, minion_id)
         problems = single.instance(merged, pillar) or schema.problems(merged, tree, written=pillar)
-        if problems:
+        if problems := problems or containers.problems(pillar, settings.defaults(tree)):
             return _refused(problems, roots, merged)
         single.slots(merged, pillar)
         # Where the benchmark's choice does not go together with pillar, the models phase says it, and only that.

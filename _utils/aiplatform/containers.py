@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aiplatform.errors import PlatformError
+from aiplatform.schema import Problem
 
 PARTS_LABEL = "ai-platform.parts"
 NAME_LABEL = "ai-platform.container"
@@ -50,6 +51,29 @@ def reference(registry: str | None, image: str, version: str, digest: str | None
     host, path = (first, rest) if own else (HUB, image if rest else f"library/{image}")
     name = f"{registry or host}/{path}"
     return f"{name}@{digest}" if digest else f"{name}:{version}"
+
+
+def problems(written: Settings, defaults: Settings) -> list[Problem]:
+    """Return the images whose version pillar names and whose digest is still that of the default's version.
+
+    The digest counts, so the edit of the version would be without effect.
+
+    written
+        What the operator's pillar says.
+    defaults
+        The defaults of all formulas.
+    """
+    found = []
+    for formula, default in defaults.items():
+        own = written.get(formula)
+        # Not every formula is an image, and a wrong type is told by the schema.
+        if not (isinstance(default, Mapping) and default.get("digest") and isinstance(own, Mapping)):
+            continue
+        version, pinned = own.get("version", default["version"]), default["version"]
+        if version != pinned and "digest" not in own:
+            expected = f"that of version {version}, or null for the registry's word: this is the one of {pinned}"
+            found.append(Problem(f"{formula}.digest", default["digest"], expected))
+    return found
 
 
 def specification(settings: Settings, name: str, image: str, **wanted: Any) -> Parts:

@@ -59,6 +59,17 @@ def test_a_wrong_pillar_yields_nothing_but_errors(root, written):
     assert "did you mean domain?" in pillar["_errors"][0]
 
 
+@pytest.mark.parametrize("formula", ["coredns", "keycloak", "postgres", "qdrant"])
+def test_a_version_whose_digest_is_still_the_defaults_is_refused(root, written, formula):
+    written[formula] = {"version": "99.1"}
+    (error,) = compiled(written)["_errors"]
+    assert f"{formula}.digest: is 'sha256:" in error
+    assert "expected that of version 99.1, or null" in error
+    for digest in (None, f"sha256:{'a' * 64}"):
+        written[formula] = {"version": "99.1", "digest": digest}
+        assert compiled(dict(written))[formula]["digest"] == digest
+
+
 def test_a_broken_selection_is_an_error_too(root, written):
     (root / "model_selection.json").write_text("{")
     assert "model_selection.json" in compiled(written)["_errors"][0]
