@@ -84,8 +84,24 @@ class Examination:
         return int(self.salt["service.show"](self.place.unit).get("MainPID", 0))
 
     @cached_property
+    def version(self) -> tuple[str, api.OllamaError | None]:
+        """The server's version, or why there is none."""
+        seconds = min(self.patience, api.QUICK.read)
+        try:
+            return self.client.version(api.Limits(read=seconds, total=seconds)), None
+        except api.OllamaError as err:
+            return "", err
+
+    @property
+    def hangs(self) -> bool:
+        """It listens and does not answer: to ask it more would cost the whole wait each time."""
+        return isinstance(self.version[1], api.Timeout)
+
+    @cached_property
     def sizes(self) -> dict[str, int]:
         """The models of the store and their bytes, the smallest first; empty where the server does not answer."""
+        if self.hangs:
+            return {}
         try:
             rows = self.client.tags()
         except api.OllamaError:
@@ -95,6 +111,8 @@ class Examination:
     @cached_property
     def loaded(self) -> list[dict[str, Any]]:
         """The loaded models."""
+        if self.hangs:
+            return []
         try:
             return self.client.ps()
         except api.OllamaError:
@@ -108,6 +126,9 @@ class Examination:
     @cached_property
     def answer(self) -> Answer | None:
         """A short answer; None where there is none, and ``error`` says why."""
+        if self.hangs:
+            self.error = str(self.version[1])
+            return None
         names = [self.wanted] if self.wanted else [*(row["name"] for row in self.loaded), *self.sizes]
         if not names:
             self.error = "there is no model to ask"
@@ -132,11 +153,7 @@ class Examination:
 
     def from_host(self) -> Finding:
         """Refused from the host."""
-        version = error = ""
-        try:
-            version = self.client.version()
-        except api.OllamaError as err:
-            error = str(err)
+        version, error = self.version[0], str(self.version[1] or "")
         holders = [str(holder) for holder in port_holders.holders(self.place.port, self.place.address)]
         return doctor.from_host(self.place, version, error, self._status(), holders)
 

@@ -6,22 +6,24 @@ A real browser on the workstation, through the platform's names, its authority's
 from __future__ import annotations
 
 import json
+import re
 import secrets
+import subprocess
+from functools import partial
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from selenium.webdriver.common.keys import Keys
 
+from aiplatform.wait import until
 from tests.lab import browser
 from tests.lab.test_chat import in_container
 
 DOMAIN = "lab.internal"
 CHAT = f"https://ollama-ui.{DOMAIN}/"
-VAULT = f"https://vault.{DOMAIN}/v1"
 VAULT_PAGES = f"https://vault.{DOMAIN}/ui/"
 PEOPLE = {"lab-user": ["ai-user"], "lab-admin": ["ai-admin"], "lab-nobody": []}
-CURL = ("curl", "--silent", "--max-time", "30", "--config", "-", "--write-out", "\n%{http_code}", "--cacert")
+SECRET = "secret/ai-platform/openwebui"
 CALLBACK = "http://localhost:8250/oidc/callback"
 FILE = Path("/tmp/lighthouse.txt")
 DOCUMENT = "The lighthouse of Marrow Point was painted green in 1931 by Ottoline Brask."
@@ -185,54 +187,67 @@ def test_whoever_has_no_role_is_refused_and_told(person):
     page.find("//button[contains(., 'Continue with')]")
 
 
-# -- Vault: as its command line does it, with the browser for Keycloak's part --------------------------------------
+# -- Vault: its command line, with the browser for Keycloak's part -------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def command_line(desk, master, ai_server):
+    """``command_line(arguments, token)`` runs Vault's own program at the desk, as an administrator has it."""
+    authority = "/etc/ssl/certs/vault-sign-on.pem"
+    pem = master.salt("nginx_proxy", "platform_ca.certificate")["nginx_proxy"]
+    desk.run(f"cat > {authority} <<'PEM'\n{pem}PEM")
+    program = ai_server.run("readlink -f /opt/vault/current/vault").stdout.strip()
+    copied = subprocess.run(
+        ["docker", "cp", f"{ai_server.container}:{program}", "-"], check=True, capture_output=True, timeout=60
+    )
+    to = ["docker", "cp", "-", f"{desk.container}:/usr/local/bin"]
+    subprocess.run(to, input=copied.stdout, check=True, capture_output=True, timeout=60)
+    settings = f"export VAULT_ADDR=https://vault.{DOMAIN} VAULT_CACERT={authority}"
+
+    def run(arguments: str, token: str):
+        return desk.run(f"{settings} VAULT_TOKEN={token}; vault {arguments}", check=False)
+
+    run.settings = settings
+    yield run
+    desk.run(f"rm -f /usr/local/bin/vault {authority}")
 
 
 @pytest.fixture
-def sign_in_to_vault(desk, master, passwords):
-    """``sign_in(name)`` returns status and reply of Vault to what Keycloak said of that person."""
-    authority = "/tmp/vault-sign-on-ca.pem"
-    pem = master.salt("nginx_proxy", "platform_ca.certificate")["nginx_proxy"]
-    desk.run(f"cat > {authority} <<'PEM'\n{pem}PEM")
+def sign_in_to_vault(desk, command_line, passwords):
+    """``sign_in(name)`` returns the exit code of ``vault login`` and what it said; a token on standard output."""
+    out = "/tmp/vault-login"
 
-    def ask(path: str, *more: str, token: str = "") -> tuple[int, dict]:
-        config = f'header = "X-Vault-Token: {token}"' if token else ""
-        argv = " ".join(quoted(word) for word in (*CURL, authority, *more, f"{VAULT}/{path}"))
-        out = desk.run(f"{argv} <<'CONFIG'\n{config}\nCONFIG").stdout
-        body, _, status = out.rpartition("\n")
-        return int(status), json.loads(body or "null")
-
-    def sign_in(name: str) -> tuple[int, dict]:
-        nonce = secrets.token_hex(8)
-        order = {"role": "default", "redirect_uri": CALLBACK, "client_nonce": nonce}
-        url = ask("auth/oidc/oidc/auth_url", "--data", json.dumps(order))[1]["data"]["auth_url"]
+    def sign_in(name: str) -> tuple[int, str]:
+        login = "vault login -method=oidc -no-store -format=json skip_browser=true"
+        script = f"umask 077; {command_line.settings}; {login} >{out}.out 2>{out}.err; echo $? >{out}.code"
+        desk.run(f"rm -f {out}.*; systemd-run --quiet --collect --unit=vault-login sh -c {quoted(script)}")
+        said = partial(desk.run, f"cat {out}.err", check=False)
+        url = until(lambda: re.search(r"https://idm\S+", said().stdout), 20, 0.1, "the address to sign in at").group()
         with browser.Browser() as page:
             page.driver.get(url)
             page.identify(name, passwords[name])
-            # Here the command line would listen.
-            back = page.until(lambda: page.driver.current_url, "way back", good=lambda url: url.startswith(CALLBACK))
-        said = {key: value[0] for key, value in parse_qs(urlsplit(back).query).items()}
-        return ask(f"auth/oidc/oidc/callback?state={said['state']}&code={said['code']}&client_nonce={nonce}")
+            # The command line listens there, takes the code and shows its own page.
+            page.until(lambda: page.driver.current_url, "way back", good=lambda url: url.startswith(CALLBACK))
+        code = until(lambda: desk.run(f"cat {out}.code", check=False).stdout, 30, 0.1, "the end of vault login")
+        reply = desk.run(f"cat {out}.out").stdout if int(code) == 0 else said().stdout
+        desk.run(f"rm -f {out}.*")
+        return int(code), reply
 
-    sign_in.ask = ask
     return sign_in
 
 
-def test_an_administrator_signs_in_to_vault_and_reads_a_secret(sign_in_to_vault):
-    status, reply = sign_in_to_vault("lab-admin")
-    assert status == 200, reply.get("errors")
-    assert "vault-admin" in reply["auth"]["policies"]
-    assert reply["auth"]["lease_duration"] == 4 * 3600
-    status, reply = sign_in_to_vault.ask("secret/data/ai-platform/openwebui", token=reply["auth"]["client_token"])
-    assert (status, "secret_key" in reply["data"]["data"]) == (200, True)
-
-
-def test_a_token_of_vault_ends_when_its_owner_says_so(sign_in_to_vault):
-    token = sign_in_to_vault("lab-admin")[1]["auth"]["client_token"]
-    assert sign_in_to_vault.ask("secret/data/ai-platform/openwebui", token=token)[0] == 200
-    # What `vault token revoke -self` sends.
-    assert sign_in_to_vault.ask("auth/token/revoke-self", "--request", "PUT", token=token)[0] == 204
-    assert sign_in_to_vault.ask("secret/data/ai-platform/openwebui", token=token)[0] == 403
+def test_an_administrator_signs_in_to_vault_and_reads_a_secret(sign_in_to_vault, command_line):
+    code, reply = sign_in_to_vault("lab-admin")
+    assert code == 0, reply
+    auth = json.loads(reply)["auth"]
+    assert "vault-admin" in auth["policies"]
+    assert auth["lease_duration"] == 4 * 3600
+    read = partial(command_line, f"kv get -format=json {SECRET}", auth["client_token"])
+    assert "secret_key" in json.loads(read().stdout)["data"]["data"]
+    # And signs out.
+    assert command_line("token revoke -self", auth["client_token"]).returncode == 0
+    refused = read()
+    assert (refused.returncode, "Code: 403" in refused.stderr) == (2, True)
 
 
 def test_vaults_own_pages_let_an_administrator_in_and_out_again(desk, passwords):
@@ -257,9 +272,9 @@ def test_vaults_own_pages_let_an_administrator_in_and_out_again(desk, passwords)
 
 @pytest.mark.parametrize("name", ["lab-user", "lab-nobody"])
 def test_nobody_else_signs_in_to_vault(sign_in_to_vault, name):
-    status, reply = sign_in_to_vault(name)
-    assert status == 400
-    assert "/realm_access/roles" in reply["errors"][0]
+    code, reply = sign_in_to_vault(name)
+    assert code == 2
+    assert "/realm_access/roles" in reply
 
 
 def test_a_second_set_up_changes_nothing(master):
