@@ -177,7 +177,13 @@ def _start(name: str, row: dict[str, str], version: str, timeout: float) -> None
     unit = row["unit"]
     if running(unit) != version:
         __salt__["service.restart"](unit)
-    gate.passed(name, row["url"], version, timeout, lambda: int(__salt__["service.show"](unit).get("NRestarts") or 0))
+    # What it counts up to here was another version's: systemd itself may have started this one after the last end of that.
+    before = _restarts(unit)
+    gate.passed(name, row["url"], version, timeout, lambda: _restarts(unit) - before)
+
+
+def _restarts(unit: str) -> int:
+    return int(__salt__["service.show"](unit).get("NRestarts") or 0)
 
 
 def _go_back(there: dict[str, dict[str, str]], version: str, timeout: float, err: PlatformError) -> NoReturn:

@@ -28,6 +28,7 @@ class Host:
         self.broken: set[str] = set()
         self.restarted: list[tuple[str, str]] = []
         self.running: dict[str, str] = {}
+        self.ends = 0
         for version in ("1.0.0", "1.1.0"):
             program = self.root / version / release.PROGRAM
             program.parent.mkdir(parents=True)
@@ -41,7 +42,7 @@ class Host:
         self.pillar = {"version": "1.0.0", "root": str(self.root), "source": "x", "checksums": None}
         self.pillar |= {"hashes": {version: {"amd64": HASH} for version in ("1.0.0", "1.1.0", "1.2.0")}}
         functions = {
-            "service.show": lambda unit: {"MainPID": self.pids[unit], "NRestarts": "0"},
+            "service.show": lambda unit: {"MainPID": self.pids[unit], "NRestarts": str(self.ends)},
             "service.restart": self.restart,
             "ollama_release.differences": module.differences,
             "ollama_release.use": module.use,
@@ -116,6 +117,20 @@ def test_a_version_that_does_not_answer_is_taken_back_and_the_old_one_serves(hos
     assert {module.running(row["unit"]) for row in DOORS.values()} == {"1.0.0"}
     # An instance that the new version never reached is not disturbed.
     assert (("ollama-node0.service", "1.1.0") in host.restarted) is (broken != "1.1.0")
+
+
+def test_the_ends_of_a_broken_version_are_not_counted_against_the_old_one(host, monkeypatch):
+    host.broken, host.ends = {"1.1.0"}, 3
+    back = Switch.back
+
+    def started_by_systemd_meanwhile(switch):
+        before = back(switch)
+        for unit in host.pids:
+            host.restart(unit)
+        return before
+
+    monkeypatch.setattr(Switch, "back", started_by_systemd_meanwhile)
+    assert "1.1.0 does not serve; the host is back on 1.0.0, which answers" in use("1.1.0")["comment"]
 
 
 def test_where_the_old_one_does_not_come_back_either_both_are_named(host):
