@@ -177,7 +177,7 @@ def _start(name: str, row: dict[str, str], version: str, timeout: float) -> None
     unit = row["unit"]
     if running(unit) != version:
         __salt__["service.restart"](unit)
-    # What it counts up to here was another version's: systemd itself may have started this one after the last end of that.
+    # It has counted the ends of another version: systemd may have started this one by itself after the last of them.
     before = _restarts(unit)
     gate.passed(name, row["url"], version, timeout, lambda: _restarts(unit) - before)
 
