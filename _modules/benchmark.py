@@ -206,7 +206,7 @@ def roofline(model: str, instance: str) -> dict[str, Any]:
         salt ai_server benchmark.roofline llama3.1:8b node1
     """
     speed = _read(_MEMORY).get(instance, {})
-    found = measure_memory.roofline(speed, _bytes_per_token(model, instance)) if speed else None
+    found = measure_memory.roofline(speed, _known_bytes_per_token(model, instance)) if speed else None
     return {**vars(found), "tokens_per_second": found.tokens_per_second} if found else {}
 
 
@@ -415,6 +415,13 @@ def _place(instance: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 def _bytes_per_token(model: str, instance: str) -> tuple[int, str]:
     return measure_memory.bytes_per_token(__salt__["model_slots.client"](instance).show(model, verbose=True))
+
+
+def _known_bytes_per_token(model: str, instance: str) -> tuple[int, str]:
+    """As the measurement noted it; else asked for, with all tensors, which costs Ollama half a second a model."""
+    digest = __salt__["model_slots.client"](instance).digest(model)
+    known = (_read(_RESULTS).get(digest) or {}).get("roofline")
+    return (known["bytes_per_token"], known["note"]) if known else _bytes_per_token(model, instance)
 
 
 def _figures(row: dict[str, Any], kind: str) -> dict[str, Any]:

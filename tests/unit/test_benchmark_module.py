@@ -61,6 +61,22 @@ def installed(*names: str) -> list[dict]:
     return [{"name": name, "size": 1, "weights_digest": name * 8, "answers": True} for name in names]
 
 
+# A reply with all tensors holds the vocabulary, too, and takes Ollama half a second.
+def test_of_measured_weights_the_tensors_are_not_asked_for_again(salt, pillar, tmp_path):
+    client = types.SimpleNamespace(digest=lambda model: f"{model} weights")
+    client.show = lambda model, verbose: {"tensors": [{"name": "output.weight", "type": "F32", "shape": [10, 10]}]}
+    salt.functions["model_slots.client"] = lambda name: client
+    row = {"bytes_per_token": 2 * 10**9, "gigabytes_per_second": 1.0, "note": ""}
+    records = {"a:1 weights": {"roofline": row}, "b:1 weights": {"roofline": None}}
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "results.json").write_text(json.dumps(records))
+    (state / "memory.json").write_text(json.dumps({"node1": {"gigabytes_per_second": 20.0}}))
+    assert benchmark.roofline("a:1", "node1")["tokens_per_second"] == 10
+    for unknown in ("b:1", "c:1"):
+        assert benchmark.roofline(unknown, "node1")["bytes_per_token"] == 400
+
+
 # -- measuring ----------------------------------------------------------------------------------------------------
 
 
