@@ -17,6 +17,8 @@ from lab.status import PROBE
 from tests.lab import test_single_platform as small
 from tests.lab.conftest import SPARE, raised
 
+# The first deploy alone takes some seven minutes.
+pytestmark = pytest.mark.timeout(2400)
 RESULTS = os.environ.get("SINGLE_RESULTS", "")
 MEMORY = 6144  # MiB: Vault, one Ollama with two small models, and every application beside them
 GENERAL, CODING = ("10.89.77.10:5000/library/gemma3-270m:q4_k_m", "10.89.77.10:5000/library/gemma3-coder-270m:q5_0")
