@@ -24,6 +24,7 @@ ROTATIONS = int(os.environ.get("ROTATIONS", "4"))
 # Of a load under full CPUs; a bound, so that a lab that hangs does not hang the test.
 ROTATION_SECONDS = 60
 STEADY_SECONDS = 15
+pytestmark = pytest.mark.timeout(300 + ROTATIONS * ROTATION_SECONDS)
 CLIENTS = Path(__file__).with_name("alias_clients.py")
 RESULTS = os.environ.get("ROTATION_RESULTS")
 
