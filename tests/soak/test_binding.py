@@ -53,7 +53,7 @@ def unbound(slot, name):
 @pytest.fixture(scope="module")
 def ports(master):
     """Where the instances listen."""
-    instances = master.salt("ai_server", "pillar.get", "ollama:instances")["ai_server"]
+    instances = master.salt("ai_server", "pillar.get", "ollama:instances", "unmask=True")["ai_server"]
     return {name: instances[name]["port"] for name in PORTS}
 
 
