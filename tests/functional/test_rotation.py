@@ -424,8 +424,10 @@ def test_rotation_under_requests(site):
         for thread in threads:
             thread.join()
     assert (errors, all(answers), len(answers) >= 3) == ([], True, True)
+    locked, old, new = (site.weights(name) for name in ("slot-1", "old:1", "new:1"))
+    # Ollama lists it no more a moment before its process has ended.
+    until(lambda: site.runners().get(old) != before[old], 20, 0.1, "the old model's runner to end")
     after = site.runners()
-    locked, new = site.weights("slot-1"), site.weights("new:1")
     assert after == {locked: before[locked], new: after[new]}
     assert [phase for name, phase, _ in site.phases] == ["stage", "load", "answer", "move", "unload"]
     assert site.serving("new:1").foreign() == []
