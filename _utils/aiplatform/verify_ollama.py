@@ -23,8 +23,6 @@ def _instances(host: Host) -> dict[str, Check]:
         found[f"ollama_{name}"] = partial(_version, host, name)
         found[f"warmup_{name}"] = partial(_warmed, host, unit)
         found[f"foreign_{name}"] = partial(_undisturbed, host, name)
-        if row["numa_node"] is not None:
-            found[f"memory_{name}"] = partial(_local, host, name)
     return found
 
 
@@ -49,19 +47,6 @@ def _undisturbed(host: Host, instance: str) -> Finding:
         "models of its own slots and aliases only",
         f"foreign: {', '.join(foreign)}" if foreign else "nothing else",
         f"clients call slots and aliases by name; salt {host.id} ollama.unload {instance} <foreign name>",
-    )
-
-
-def _local(host: Host, instance: str) -> Finding:
-    """What the instance has loaded lies in the memory of its own node, which bound CPUs do not prove."""
-    far, least = host.salt["numa.remote"](instance), host.pillar["ollama"]["local_share"]
-    shares = ", ".join(f"{row['local_share']:.0%} of {row['weights'] or row['pid']}" for row in far)
-    return Finding(
-        f"memory of the models of Ollama instance {instance}",
-        not far,
-        f"at least {least:.0%} of each on the instance's own NUMA node",
-        shares or "all of them are",
-        f"salt {host.id} numa.residency {instance}; docs/numa.md has the three causes",
     )
 
 
@@ -93,6 +78,8 @@ def _residents(host: Host) -> dict[str, Check]:
         return {"slots": partial(_known_slots, host)}
     for row in rows:
         found[f"slot_{row['name']}"] = partial(_loaded, row)
+        if row["loaded"] and row["node"] is not None:
+            found[f"memory_{row['name']}"] = partial(_local, host, row)
         if row.get("slot"):
             found[f"speed_{row['name']}"] = partial(_fast, host, row)
         for alias in row["aliases"]:
@@ -116,6 +103,18 @@ def _loaded(row: dict[str, Any]) -> Finding:
     actual = f"{row['model']} with context {row['context']}" if row["loaded"] else "not loaded"
     return Finding(
         f"{row['name']} on {row['instance']}", actual == wanted, wanted, actual, "salt-call state.apply models"
+    )
+
+
+def _local(host: Host, row: dict[str, Any]) -> Finding:
+    """The slot's model lies in the memory of its instance's own node, which bound CPUs do not prove."""
+    share, least = row["local_share"], host.pillar["ollama"]["local_share"]
+    return Finding(
+        f"memory of {row['name']} on {row['instance']}",
+        share is not None and share >= least,
+        f"at least {least:.0%} of it on NUMA node {row['node']}",
+        "cannot be told" if share is None else f"{share:.1%}",
+        f"salt {host.id} numa.residency {row['instance']}; docs/numa.md has the three causes",
     )
 
 

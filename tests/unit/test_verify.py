@@ -30,6 +30,8 @@ SLOT = {
     "aliases": ["family"],
     "loaded": True,
     "context": 8192,
+    "node": 1,
+    "local_share": 0.9,
 }
 
 
@@ -48,7 +50,7 @@ def pillar():
         "ollama": {
             "version": "0.17.4",
             "api_host": "0.0.0.0",
-            "instances": {"node1": {"port": 1, "unit": "ollama.service", "numa_node": 1}},
+            "instances": {"node1": {"port": 1, "unit": "ollama.service"}},
             "local_share": 0.9,
         },
         "slots": {1: {"instance": "node1", "kind": "general"}, 5: {"instance": "node1", "kind": "general"}},
@@ -70,7 +72,6 @@ def answers(monkeypatch, pillar):
         "roofline": {"tokens_per_second": 40.0, "gigabytes_per_second": 20.0},
         "certificate_days": 15,
         "foreign": [],
-        "remote": [],
     }
 
     def presented(address, port):
@@ -94,7 +95,6 @@ def answers(monkeypatch, pillar):
         "service.show": lambda _: found["unit"],
         "model_slots.status": lambda: found["slots"],
         "model_slots.foreign": lambda _: found["foreign"],
-        "numa.remote": lambda _: found["remote"],
         "benchmark.roofline": lambda model, instance: found["roofline"],
         "pillar.items": lambda unmask: pillar if unmask else {},
     }
@@ -137,17 +137,18 @@ def test_a_healthy_host_passes(answers, server):
         "ollama_node1",
         "warmup_node1",
         "foreign_node1",
-        "memory_node1",
         "filled_node1",
         "slot_slot-1",
+        "memory_slot-1",
         "speed_slot-1",
         "alias_family",
     }
 
 
-def test_where_no_node_is_meant_there_is_no_memory_of_ones_own(answers, pillar):
-    pillar["ollama"]["instances"]["node1"]["numa_node"] = None
-    assert "memory_node1" not in verify.names()
+def test_where_no_node_is_meant_there_is_no_memory_of_ones_own(answers, server):
+    answers["slots"] = [SLOT | {"node": None, "local_share": None}]
+    assert "memory_slot-1" not in verify.names()
+    assert failed() == {}
 
 
 def test_a_host_without_roles_has_nothing_to_prove(answers, pillar):
@@ -162,11 +163,8 @@ FAULTS = [
     ({"version": "0.0.0"}, "version of Ollama instance node1", "0.0.0"),
     ({"unit": {"ActiveState": "failed", "SubState": "failed"}}, "unit ollama-warmup.service", "failed (failed)"),
     ({"foreign": ["b:2", "c:3"]}, "what Ollama instance node1 has loaded", "foreign: b:2, c:3"),
-    (
-        {"remote": [{"pid": 7, "local_share": 0.25, "weights": "/blobs/sha256-1"}]},
-        "memory of the models of Ollama instance node1",
-        "25% of /blobs/sha256-1",
-    ),
+    ({"slots": [SLOT | {"local_share": 0.899}]}, "memory of slot-1 on node1", "89.9%"),
+    ({"slots": [SLOT | {"local_share": None}]}, "memory of slot-1 on node1", "cannot be told"),
     ({"slots": [SLOT | {"loaded": False}]}, "slot-1 on node1", "not loaded"),
     ({"slots": [SLOT | {"context": 4096}]}, "slot-1 on node1", "a:1 with context 4096"),
     (
