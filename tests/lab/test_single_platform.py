@@ -19,12 +19,17 @@ CHECKOUT = deploy.TARGET
 @pytest.fixture(scope="module")
 def server(bare):
     """The server with this checkout, Salt, and a pillar that gives one host every role."""
-    deploy.copy_tree(SPARE, [name for name in deploy.tree() if not name.startswith(("tests/", "lab/", "docs/"))])
-    write(bare, "artifacts", json.loads(deploy.artifacts_pillar().partition("\n")[2]))
-    write(bare, "top", {"base": {"*": ["artifacts", "platform"]}})
-    write(bare, "platform", pillar(["ai_server", "nginx_proxy", "coredns_host"]))
-    bare.run(f"WHEELHOUSE=http://10.89.77.10:8000/wheels/ {CHECKOUT}/etc/install-single.sh /srv/pillar", 300)
+    install(bare, pillar(["ai_server", "nginx_proxy", "coredns_host"]))
     return bare
+
+
+def install(host, platform):
+    """This checkout, its pillar and Salt, as an operator brings them to a bare server."""
+    deploy.copy_tree(SPARE, [name for name in deploy.tree() if not name.startswith(("tests/", "lab/", "docs/"))])
+    write(host, "artifacts", json.loads(deploy.artifacts_pillar().partition("\n")[2]))
+    write(host, "top", {"base": {"*": ["artifacts", "platform"]}})
+    write(host, "platform", platform)
+    host.run(f"WHEELHOUSE=http://10.89.77.10:8000/wheels/ {CHECKOUT}/etc/install-single.sh /srv/pillar", 300)
 
 
 def pillar(roles):

@@ -19,7 +19,7 @@ from tests.lab.conftest import SPARE, raised
 
 # The first deploy alone takes some seven minutes.
 pytestmark = pytest.mark.timeout(2400)
-RESULTS = os.environ.get("SINGLE_RESULTS", "")
+RESULTS = os.environ.get("SINGLE_RESULTS")
 MEMORY = 6144  # MiB: Vault, one Ollama with two small models, and every application beside them
 GENERAL, CODING = ("10.89.77.10:5000/library/gemma3-270m:q4_k_m", "10.89.77.10:5000/library/gemma3-coder-270m:q5_0")
 # The lab's floors and answers, two models, and each of them asked once.
@@ -42,16 +42,12 @@ MODELS = {
 def server():
     """The server with this checkout, Salt, a pillar that gives it every role, and itself as its name server."""
     with raised(replace(SPARE, memory=MEMORY)) as host:
-        deploy.copy_tree(SPARE, [name for name in deploy.tree() if not name.startswith(("tests/", "lab/", "docs/"))])
         pillar = small.pillar(["ai_server", "nginx_proxy", "coredns_host"])
         for name in ("benchmark", "preflight", "edge"):
             pillar = merge(pillar, yaml.safe_load(deploy.lab_pillar()[f"{name}.sls"]))
-        small.write(host, "platform", merge(pillar, MODELS))
-        small.write(host, "artifacts", json.loads(deploy.artifacts_pillar().partition("\n")[2]))
-        small.write(host, "top", {"base": {"*": ["artifacts", "platform"]}})
         host.run(f"printf 'nameserver {SPARE.address}\\n' | cat - /etc/resolv.conf > /tmp/names")
         host.run("cat /tmp/names > /etc/resolv.conf")
-        host.run(f"WHEELHOUSE=http://10.89.77.10:8000/wheels/ {deploy.TARGET}/etc/install-single.sh /srv/pillar", 300)
+        small.install(host, merge(pillar, MODELS))
         rows = small.apply(host)
         assert not [row["comment"] for row in rows.values() if row["result"] is not True]
         yield host
