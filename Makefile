@@ -20,9 +20,15 @@ help: ## list the targets
 env: $(READY) ## set up .venv and the Salt configuration of this checkout
 
 $(READY): requirements/dev.txt etc/configure.py etc/prerequisites.sh
+	@exec 9<.
+	@flock -n 9 || { echo "Another make sets up $(VENV): waiting for it"; flock 9; }
+	@if [ -e $@ ] && [ -z "$$(find $^ -newer $@)" ]; then exit 0; fi
 	@etc/prerequisites.sh $(PYTHON)
 	@echo "Python packages into $(VENV) (requirements/dev.txt)"
-	@$(PYTHON) -m venv $(VENV)
+	@# Where the last time was interrupted, packages may be there by half.
+	@anew=$$([ -e $@ ] || echo --clear)
+	@rm -f $@
+	@$(PYTHON) -m venv $$anew $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@$(BIN)/python etc/configure.py --root-dir .run
 	@touch $@
@@ -47,11 +53,15 @@ single: ## make this server one without a master (root); docs/single.md
 	@etc/install-single.sh
 
 soak: lab ## 10,000 hostile requests; servers killed; twenty rotations under load; binding; one server; make lab killed (results in docs)
-	@HOSTILE_RESULTS=docs/hostile-soak.json $(PYTEST) tests/soak/test_hostile.py
-	@FAILURES=docs $(PYTEST) tests/soak/test_failures.py
-	@ROTATIONS=20 ROTATION_RESULTS=docs/rotation-soak.json $(PYTEST) tests/soak/test_rotation.py
-	@SINGLE_RESULTS=docs/single-platform.json $(PYTEST) tests/soak/test_single_platform.py
-	@$(PYTEST) tests/soak/test_master.py tests/soak/test_binding.py tests/soak/test_interrupted.py
+	@trap 'exit 130' INT
+	@failed=()
+	@soak() { $(PYTEST) "$$@" || failed+=("$$@"); }
+	@HOSTILE_RESULTS=docs/hostile-soak.json soak tests/soak/test_hostile.py
+	@FAILURES=docs soak tests/soak/test_failures.py
+	@ROTATIONS=20 ROTATION_RESULTS=docs/rotation-soak.json soak tests/soak/test_rotation.py
+	@SINGLE_RESULTS=docs/single-platform.json soak tests/soak/test_single_platform.py
+	@soak tests/soak/test_master.py tests/soak/test_binding.py tests/soak/test_interrupted.py
+	@[ $${#failed[@]} -eq 0 ] || { echo "Failed: $${failed[*]}" >&2; exit 1; }
 
 lint: $(READY) ## every linter
 	@tests/lint.sh

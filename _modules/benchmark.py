@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ from aiplatform.errors import PlatformError
 log = logging.getLogger(__name__)
 
 SUITE = "salt://benchmark/suite/suite.yaml"
-PROGRESS = "ai_platform/benchmark/progress"
 _RESULTS = "results.json"
 _MEMORY = "memory.json"
+# The model that pull_if_better has fetched and not decided on, with why it was fetched.
+_TRIAL = "trial.json"
 
 
 def wanted_models() -> list[str]:
@@ -44,17 +45,14 @@ def wanted_models() -> list[str]:
 
         salt ai_server benchmark.wanted_models
     """
-    settings = __pillar__["benchmark"]
-    candidates = [row["name"] for row in settings["candidate_models"]]
-    names = [*settings["baseline_models"], *candidates, *settings["models"]]
-    return list({ollama.normalise(name): name for name in names}.values())
+    return measuring.wanted(__pillar__["benchmark"])
 
 
 def plan(models: list[str] | None = None, fresh: bool | None = None) -> dict[str, Any]:
     """Return what a run would measure, what it keeps, and what it leaves out and why. Asks no model anything.
 
-    ``recommended`` are the models that ``pull_if_better`` would fetch, each with why: known when all else is measured.
-    ``memory`` are the instances whose memory's speed is not known.
+    ``recommended`` are the models that ``pull_if_better`` would fetch, or has fetched on trial and not decided on, each
+    with why: known when all else is measured. ``memory`` are the instances whose memory's speed is not known.
 
     models
         Only these; pillar ``benchmark:models`` where it is left out.
@@ -68,12 +66,13 @@ def plan(models: list[str] | None = None, fresh: bool | None = None) -> dict[str
         salt ai_server benchmark.plan
     """
     pillar, conditions = _pillar(models, fresh), _conditions()
-    found = _plan(pillar, conditions)
+    trial = _on_trial(pillar)
+    found = _plan(pillar, conditions, trial)
     return {
         "measure": {task.model: task.instance for task in found.tasks},
         "keep": list(found.kept),
         "skip": dict(found.skipped),
-        "recommended": {} if found.tasks else _recommended(pillar, conditions),
+        "recommended": {} if found.tasks else trial | _recommended(pillar, conditions),
         "memory": _unknown_memory(),
     }
 
@@ -83,7 +82,8 @@ def measure(models: list[str] | None = None, fresh: bool | None = None) -> dict[
 
     Instances work side by side, each answers one request at a time. Whatever is loaded is unloaded before, and the
     warm-up units are restarted afterwards; where there is nothing to measure, nothing is touched. With pillar
-    ``benchmark:pull_if_better`` recommended models are fetched, measured, and deleted again where they earn no slot.
+    ``benchmark:pull_if_better`` recommended models are fetched, measured, and deleted again where they earn no slot;
+    one with which an earlier run broke off comes first.
 
     models
         Only these; pillar ``benchmark:models`` where it is left out.
@@ -98,15 +98,15 @@ def measure(models: list[str] | None = None, fresh: bool | None = None) -> dict[
     """
     pillar = _pillar(models, fresh)
     _refuse_unexecutable(pillar["benchmark"])
-    conditions = _conditions()
-    found = _plan(pillar, conditions)
-    if not found.tasks and not _recommended(pillar, conditions):
+    conditions, trial = _conditions(), _on_trial(pillar)
+    found = _plan(pillar, conditions, trial)
+    if not found.tasks and not trial and not _recommended(pillar, conditions):
         return {f"memory of {name}": memory(name) for name in _unknown_memory()}
     instances = sorted({slot["instance"] for slot in pillar["slots"].values()})
     try:
         for name in instances:
             __salt__["model_slots.unload_all"](name)
-        figures = _measure(pillar, conditions, found.tasks) | _try_recommended(pillar, conditions)
+        figures = _measure(pillar, conditions, found.tasks) | _try_recommended(pillar, conditions, trial)
     finally:
         # Where measuring failed that is the error to be told, and this is only logged.
         cold = _warm_up(instances)
@@ -300,9 +300,11 @@ def _conditions() -> dict[str, dict[str, Any]]:
     return found
 
 
-def _plan(pillar: dict[str, Any], conditions: dict[str, dict[str, Any]]) -> measuring.Plan:
-    installed = [measuring.Installed(**row) for row in __salt__["model_slots.installed"]()]
-    return measuring.plan(installed, _known(), pillar, conditions)
+def _plan(
+    pillar: dict[str, Any], conditions: dict[str, dict[str, Any]], without: Collection[str] = ()
+) -> measuring.Plan:
+    rows = [row for row in __salt__["model_slots.installed"]() if row["name"] not in without]
+    return measuring.plan([measuring.Installed(**row) for row in rows], _known(), pillar, conditions)
 
 
 def _known() -> dict[str, dict[str, Any]]:
@@ -375,7 +377,7 @@ def _measure(
 
     clients = {name: __salt__["model_slots.client"](name) for name in conditions}
     done = measure_run.Run(clients, make_job, keep).measure(tasks, records, pillar["slots"])
-    return {model: _figures(measuring.row(record, settings), record["kind"]) for model, record in done.items()}
+    return {model: measuring.figures(record, settings) for model, record in done.items()}
 
 
 def _tests(suite: dict[str, Any], settings: dict[str, Any]) -> int:
@@ -407,7 +409,7 @@ def _place(instance: str, settings: dict[str, Any]) -> dict[str, Any]:
     watch = measure_host.Watch(cpus, server, settings["disturbance"]) if cpus else None
     why = _unexecutable(settings)
     return {
-        "watching": (lambda: watch) if watch else None,
+        "watching": watch.over if watch else None,
         "execute": None if why else lambda tests, text: measure_code.execute(tests, text, cpus),
         "execution_note": why,
     }
@@ -422,13 +424,6 @@ def _known_bytes_per_token(model: str, instance: str) -> tuple[int, str]:
     digest = __salt__["model_slots.client"](instance).digest(model)
     known = (_read(_RESULTS).get(digest) or {}).get("roofline")
     return (known["bytes_per_token"], known["note"]) if known else _bytes_per_token(model, instance)
-
-
-def _figures(row: dict[str, Any], kind: str) -> dict[str, Any]:
-    keys = ("tokens_per_second", "ttft_ms", "coding_quality", "general_quality", "roofline_share")
-    figures = {key: round(row[key], 3) for key in keys if row.get(key) is not None}
-    more = {key: row[key] for key in ("instance", "failed", "disturbed") if row.get(key)}
-    return {**figures, "kind": kind, **more}
 
 
 # -- recommended models -------------------------------------------------------------------------------------------
@@ -448,37 +443,52 @@ def _choice(pillar: dict[str, Any]) -> dict[str, Any]:
     return choice.choose(pillar.get("selection") or {}, {__opts__["id"]: results()}, pillar["benchmark"])
 
 
-def _try_recommended(pillar: dict[str, Any], conditions: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Fetch one recommended model after the other while slots are not filled well; what earns none is deleted."""
+def _on_trial(pillar: dict[str, Any]) -> dict[str, str]:
+    """Return the installed model that a run fetched and did not decide on, with why it was fetched."""
+    noted = _read(_TRIAL)
+    names = [row["name"] for row in __salt__["model_slots.installed"]()] if noted else []
+    return measure_better.on_trial(noted, names, pillar)
+
+
+def _try_recommended(
+    pillar: dict[str, Any], conditions: dict[str, Any], trial: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """Fetch one recommended model after the other while slots are not filled well; what earns none is deleted.
+
+    trial
+        What an earlier run has fetched: it is decided on first.
+    """
     figures: dict[str, dict[str, Any]] = {}
     every = {**pillar, "benchmark": {**pillar["benchmark"], "models": [], "fresh": False}}
-    while wanted := [name for name in _recommended(every, conditions) if name not in figures]:
-        model = wanted[0]
+    for model in trial:
+        figures |= _decide(model, every, conditions)
+    while wanted := {name: why for name, why in _recommended(every, conditions).items() if name not in figures}:
+        model, why = next(iter(wanted.items()))
+        # Before it is there: a run that breaks off leaves no model that the next one would take for the operator's.
+        _write(_TRIAL, {model: {"why": why}})
         __salt__["model_slots.pull"](model)
-        tasks = [
-            task for task in _plan(every, conditions).tasks if ollama.normalise(task.model) == ollama.normalise(model)
-        ]
-        figures |= {model: {}} | _measure(every, conditions, tasks)
-        if not measure_better.earns(model, _choice(every)):
-            __salt__["model_slots.client"](min(conditions)).delete(model)
-            figures[model]["deleted"] = "it earned no slot"
+        figures |= _decide(model, every, conditions)
+    return figures
+
+
+def _decide(model: str, pillar: dict[str, Any], conditions: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Measure a model that was fetched on trial, and delete it where it earns no slot."""
+    tasks = [
+        task for task in _plan(pillar, conditions).tasks if ollama.normalise(task.model) == ollama.normalise(model)
+    ]
+    figures = {model: {}} | _measure(pillar, conditions, tasks)
+    if not measure_better.earns(model, _choice(pillar)):
+        __salt__["model_slots.client"](min(conditions)).delete(model)
+        figures[model]["deleted"] = "it earned no slot"
+    _write(_TRIAL, {})
     return figures
 
 
 def _announce(task: measuring.Task, record: dict[str, Any], pace: measure_progress.Pace) -> None:
-    """Tell the master how far the run is."""
-    samples, done = record["samples"], "measured_at" in record
-    last = next(reversed(samples), None)
-    data = {
-        "model": task.model,
-        "instance": task.instance,
-        "test": last,
-        "tests_done": len(samples),
-        "tests": pace.tests,
-        "tokens_per_second": round(samples[last].get("tokens_per_second", 0.0), 1) if last else None,
-        "seconds_left": pace.left(task, len(samples), done),
-        "done": done,
-    }
+    """Tell how far the run is: the master, or who called this where there is none."""
+    data = measure_progress.event(task, record, pace)
     log.info("Benchmark: %s", data)
-    if __opts__.get("file_client") != "local":
-        __salt__["event.send"](PROGRESS, data)
+    if __opts__.get("file_client") == "local":
+        measure_progress.show(__opts__["id"], data)
+    else:
+        __salt__["event.send"](measure_progress.MEASURE_TAG, data)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import requests
@@ -14,9 +12,9 @@ from keycloak.exceptions import KeycloakAuthenticationError, KeycloakError, Keyc
 
 from aiplatform import keycloak
 from aiplatform.errors import PlatformError
+from aiplatform.secret_text import UNKNOWN
 
 TIMEOUT = 30
-PASSWORD = "KC_BOOTSTRAP_ADMIN_PASSWORD"  # noqa: S105 (the setting's name)
 
 
 def site() -> dict[str, Any]:
@@ -114,21 +112,6 @@ def client_state(name: str) -> str:
         return "there is no such client"
     secret = __salt__["platform_secret.read"](*wanted["secret"].split(":"))
     return "its secret fits" if client_secret_fits(realm_name, name, secret) else "it has another secret than Vault"
-
-
-def previous_admin_password(path: str) -> str:
-    """Return the administrator's password in the container's file of secrets; empty where there is none.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt-call --local keycloak_admin.previous_admin_password /etc/ai-platform-containers/keycloak/secrets.env
-    """
-    file = Path(path)
-    lines = file.read_text().splitlines() if file.exists() else []
-    found = [shlex.split(line.partition("=")[2]) for line in lines if line.startswith(f"{PASSWORD}=")]
-    return found[0][0] if found and found[0] else ""
 
 
 def change_admin_password(old: str, new: str) -> bool:
@@ -314,7 +297,15 @@ def user(realm: str, name: str) -> dict[str, Any] | None:
 
         salt ai_server keycloak_admin.user ai-platform ai-platform-admin
     """
-    return _asked(f"user {name} of {realm}", lambda: _by_id(realm, "get_user_id", "get_user", name))
+
+    def read() -> dict[str, Any] | None:
+        found = _by_id(realm, "get_user_id", "get_user", name)
+        if found and not found["enabled"]:
+            # So Keycloak also shows one whom guesses have locked out for a while.
+            found["enabled"] = bool(_admin(realm).get_bruteforce_detection_status(found["id"])["disabled"])
+        return found
+
+    return _asked(f"user {name} of {realm}", read)
 
 
 def user_roles(realm: str, name: str) -> list[dict[str, Any]]:
@@ -331,11 +322,25 @@ def user_roles(realm: str, name: str) -> list[dict[str, Any]]:
     )
 
 
+def user_locked(realm: str, name: str) -> bool:
+    """Return whether wrong passwords have locked a user out for a while.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local keycloak_admin.user_locked ai-platform ai-platform-check
+    """
+    with _errors(f"lock of {name} of {realm}"):
+        admin = _admin(realm)
+        return bool(admin.get_bruteforce_detection_status(admin.get_user_id(name))["disabled"])
+
+
 def user_password_fits(realm: str, name: str, password: str) -> bool:
     """Return whether a user's password is this one. For states: arguments stay in the job cache.
 
-    A wrong one counts as an attempt to guess. Every realm has the client that is asked, ``admin-cli``, from the start;
-    where somebody closed it, nothing can be told, and any password counts as right.
+    A wrong one counts as an attempt to guess, and so does the right one of whom guesses have locked out. Where somebody
+    closed the client that is asked, ``admin-cli``, which every realm has from the start, any password counts as right.
 
     CLI Example:
 
@@ -349,7 +354,8 @@ def user_password_fits(realm: str, name: str, password: str) -> bool:
         reply = requests.post(url, data=form, timeout=TIMEOUT)
         if reply.status_code >= requests.codes.server_error:
             reply.raise_for_status()
-        return reply.ok or reply.json().get("error") != "invalid_grant"
+        # Who gives the right one and has to do something else first, as to change it, is answered 400.
+        return reply.status_code != requests.codes.unauthorized or reply.json().get("error") != "invalid_grant"
 
 
 def write_user(
@@ -362,6 +368,8 @@ def write_user(
 ) -> bool:
     """Make a user, or change settings of one and give the roles that are missing. For states only.
 
+    Who is given a password, and was locked out by wrong ones, is let in again.
+
     realm, name
         The realm and the user's name.
 
@@ -372,7 +380,7 @@ def write_user(
         Realm roles to have.
 
     first_password
-        For a user who is made: to be changed at the first sign-in.
+        For a user who is made, or has not changed it yet: to be changed at the first sign-in.
 
     password
         The user's password from now on, whether made or there before.
@@ -393,6 +401,11 @@ def write_user(
         else:
             identity = present["id"]
             admin.update_user(identity, wanted)
+            first = first_password if keycloak.awaits_first_sign_in(present) else None
+            if first:
+                admin.set_user_password(identity, first, temporary=True)
+            if first or password:
+                admin.clear_bruteforce_attempts_for_user(identity)
         if password:
             admin.set_user_password(identity, password, temporary=False)
         admin.assign_realm_roles(identity, [admin.get_realm_role(role) for role in roles])
@@ -404,6 +417,9 @@ def _url() -> str:
 
 
 def _login(password: str) -> Any:
+    if password == UNKNOWN:
+        # Of a dry run. Keycloak would count it as an attempt to guess.
+        raise PlatformError("The administrator's password cannot be read", where="Vault", actual=UNKNOWN)
     admin = KeycloakAdmin(
         server_url=_url(),
         username=__pillar__["keycloak"]["admin"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from aiplatform import (
     slot_status,
     slots,
     tending,
+    transfer,
 )
 from aiplatform.blobs import Blobs
 from aiplatform.errors import PlatformError
@@ -30,12 +32,10 @@ from aiplatform.store import Store
 
 log = logging.getLogger(__name__)
 
-PROGRESS = "ai_platform/models/progress"
 PHASE = "ai_platform/models/phase"
 MIB = 2**20
-PROGRESS_SECONDS = 2.0
 # What stops and unloads on purpose.
-BUSY = ("state.*", "benchmark.*", "ollama.wipe")
+BUSY = ("state.*", "dry_run.*", "benchmark.*", "ollama.wipe")
 PULL_ATTEMPTS = 3
 
 
@@ -93,13 +93,13 @@ def status() -> list[dict[str, Any]]:
 
 
 def _status_of(resident: slots.Resident, table: slots.Table, pillar: dict[str, Any]) -> dict[str, Any]:
-    """Return one row of the status; of an instance that does not answer, that it has nothing loaded."""
+    """Return one row of the status; of an instance that does not answer, or fails, that it has nothing loaded."""
     store = _store(resident.instance)
     try:
         digest = store.weights(resident.model)
         moved = store.weights(resident.name) != digest
         runner = None if moved else _serving(resident.instance, store, table).runner(resident)
-    except (ollama.InstanceDown, ollama.Timeout):
+    except (ollama.InstanceDown, ollama.Timeout, ollama.ServerFailed):
         digest, runner = None, None
     unit = pillar["ollama"]["instances"][resident.instance]["unit"]
     pids = slot_status.pids(int(__salt__["service.show"](unit).get("MainPID", 0))) if runner else {}
@@ -176,7 +176,7 @@ def pull(model: str) -> bool:
         blobs.discard(digest)
     for attempt in range(1, PULL_ATTEMPTS + 1):
         try:
-            _follow(model, api.pull(source, insecure=insecure))
+            transfer.follow("pull", model, api.pull(source, insecure=insecure), __opts__, __salt__)
         except ollama.ModelNotFound:
             raise
         except ollama.OllamaError as err:
@@ -188,16 +188,6 @@ def pull(model: str) -> bool:
             _tell(model, "pull", time.monotonic() - began)
             return True
     return False
-
-
-def _follow(model: str, events: Any) -> None:
-    told = 0.0
-    for event in events:
-        if time.monotonic() - told >= PROGRESS_SECONDS or event["status"] == "success":
-            told = time.monotonic()
-            data = {"model": model, **{key: event.get(key) for key in ("status", "completed", "total")}}
-            log.info("Pull: %s", data)
-            _send(PROGRESS, data)
 
 
 def damaged(models: list[str]) -> dict[str, str]:
@@ -232,20 +222,15 @@ def misfits(slot: int, model: str | None, force: bool = False) -> list[str]:
     pillar = _current_pillar()
     try:
         wanted = rotation.wanted(pillar, slot, model, force)
-        table = slots.resolve(wanted, threads())
-        instance = next(row["instance"] for number, row in wanted["slots"].items() if int(number) == slot)
-        return [str(problem) for problem in _misfits(wanted, table, instance)]
+        return [str(problem) for problem in _misfits(wanted, slots.resolve(wanted, threads()))]
     except PlatformError as err:
         return [str(err)]
 
 
-def refuse(instance: str = "") -> bool:
-    """Refuse a slot table that cannot be, before anything is pulled or loaded.
+def refuse() -> bool:
+    """Refuse a slot table that cannot be beside what is loaded, before anything is pulled or loaded.
 
     What is not in the store yet is asked of its registry. Raises ``PlatformError`` with each mistake, its key and line.
-
-    instance
-        Look at what this one has loaded, too: what is replaced stays until the new model answers.
 
     CLI Example:
 
@@ -253,15 +238,20 @@ def refuse(instance: str = "") -> bool:
 
         salt ai_server model_slots.refuse
     """
-    slot_rules.refuse(_misfits(__pillar__, _table(), instance), __pillar__["origins"])
+    slot_rules.refuse(_misfits(__pillar__, _table()), __pillar__["origins"])
     return True
 
 
-def _misfits(pillar: dict[str, Any], table: slots.Table, instance: str) -> list[Problem]:
+def _misfits(pillar: dict[str, Any], table: slots.Table) -> list[Problem]:
     store = _store()
     models = {ollama.normalise(one.model): _facts(one.model, store) for one in table.residents}
-    outgoing = {instance: _serving(instance, store, table).outgoing()} if instance else {}
-    return slot_rules.misfits(pillar, table, models, _nodes(), outgoing)
+    outgoing, staying = {}, {}
+    for name in pillar["ollama"]["instances"]:
+        serving = _serving(name, store, table)
+        # One that does not answer has nothing loaded; of a damaged model it tells nothing until that is fetched again.
+        with suppress(ollama.InstanceDown, ollama.Timeout, ollama.ServerFailed):
+            outgoing[name], staying[name] = serving.outgoing(), serving.staying()
+    return slot_rules.misfits(pillar, table, models, _nodes(), outgoing, staying)
 
 
 def _facts(model: str, store: Store) -> Model:
@@ -274,14 +264,9 @@ def _facts(model: str, store: Store) -> Model:
 
 
 def _nodes() -> list[Node]:
-    """Return the memory that the models on each node may use together."""
-    reserve, bindings = __pillar__["ollama"]["memory_reserve_mib"] * MIB, __salt__["numa.plan"]()
-    places: dict[Any, list[str]] = {}
-    for name, binding in bindings.items():
-        places.setdefault(binding["node"], []).append(name)
-    rooms = {node: max(0, bindings[names[0]]["memory"] - reserve) for node, names in places.items()}
-    called = {node: "this host" if node is None else f"NUMA node {node}" for node in places}
-    return [Node(called[node], rooms[node], tuple(names)) for node, names in places.items()]
+    """Return the memory that the models on each node, and all of them, may use together."""
+    reserve, limits = __pillar__["ollama"]["memory_reserve_mib"] * MIB, __salt__["numa.topology"]()["limits"]
+    return slot_rules.nodes(__salt__["numa.plan"](), reserve, limits["memory"])
 
 
 # -- an instance's residents --------------------------------------------------------------------------------------
@@ -298,7 +283,7 @@ def differences(instance: str) -> dict[str, Any]:
     """
     serving = _serving(instance)
     try:
-        refuse(instance)
+        refuse()
         return serving.differences()
     except ollama.InstanceDown:
         return serving.everything()
@@ -307,6 +292,8 @@ def differences(instance: str) -> dict[str, Any]:
 def converge(instance: str) -> list[dict[str, Any]]:
     """Make the instance's names and loaded models those of the table; returns the phases, each with its seconds.
 
+    Raises ``PlatformError`` saying what still serves where a step fails; its notes tell the phases that went before.
+
     CLI Example:
 
     .. code-block:: bash
@@ -314,8 +301,29 @@ def converge(instance: str) -> list[dict[str, Any]]:
         salt ai_server model_slots.converge node1
     """
     phases: list[dict[str, Any]] = []
-    _serving(instance, tell=lambda *told: phases.append(_tell(*told))).converge()
+    try:
+        _serving(instance, tell=lambda *told: phases.append(_tell(*told))).converge()
+    except PlatformError as err:
+        if phases:
+            err.add_note(f"Done before: {rotation.phase_text(phases)}")
+        raise
     return phases
+
+
+def made(instance: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return which of these changes, as ``differences`` told them, are made by now; none where that cannot be told.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server model_slots.made node1 '{slot-5: {}}'
+    """
+    try:
+        left = _serving(instance).differences()
+    except PlatformError:
+        return {}
+    return {key: change for key, change in changes.items() if key not in left}
 
 
 def unload_all(instance: str) -> bool:
@@ -350,13 +358,9 @@ def warm_up(instance: str) -> bool:
     except CommandExecutionError as err:
         why = str(err)
     if why:
-        raise PlatformError(
-            "The warm-up failed",
-            where=unit,
-            expected="the unit loads the models that its instance serves, and ends well",
-            actual=why,
-            hint=f"systemctl status {unit}; journalctl -u {unit}",
-        )
+        expected = "the unit loads the models that its instance serves, and ends well"
+        hint = f"systemctl status {unit}; journalctl -u {unit}"
+        raise PlatformError("The warm-up failed", where=unit, expected=expected, actual=why, hint=hint)
     return True
 
 
@@ -372,26 +376,11 @@ def warmup_settings(instance: str) -> dict[str, Any]:
 
         salt ai_server model_slots.warmup_settings node1
     """
-    settings = __pillar__["models"]
     try:
         residents = _table().on(instance)
     except PlatformError as err:
         return {"refused": str(err)}
-    models = [
-        {
-            "name": resident.name,
-            "holds": resident.model,
-            "num_ctx": resident.num_ctx,
-            "aliases": [alias.name for alias in resident.aliases],
-        }
-        for resident in residents
-    ]
-    return {
-        "url": instances.base_url(__pillar__, instance),
-        "wait_seconds": settings["warmup_wait"],
-        "load_seconds": settings["load_timeout"],
-        "models": models,
-    }
+    return tending.warmup(instances.base_url(__pillar__, instance), residents, __pillar__["models"])
 
 
 def warmup_seconds(instance: str) -> float:
@@ -403,10 +392,7 @@ def warmup_seconds(instance: str) -> float:
 
         salt ai_server model_slots.warmup_seconds node1
     """
-    settings = __pillar__["models"]
-    places = [slot for slot in __pillar__["slots"].values() if slot["instance"] == instance]
-    own = [row for row in __pillar__["aliases"].values() if row.get("model") and row.get("instance") == instance]
-    return settings["warmup_wait"] + (len(places) + len(own)) * settings["load_timeout"]
+    return tending.warmup_seconds(__pillar__, instance)
 
 
 def neglected() -> dict[str, str]:
@@ -425,7 +411,7 @@ def tend() -> dict[str, str]:
     """Load again what is not loaded, and restart an instance that does not answer; returns what was wrong with each.
 
     Nothing where one of ``BUSY`` is being run: a deploy, a benchmark or a wipe stops and unloads on purpose. Two at
-    once are one.
+    once are one. Raises ``PlatformError`` with each instance that stays cold; the others are warm then.
 
     CLI Example:
 
@@ -438,11 +424,8 @@ def tend() -> dict[str, str]:
         if busy or not alone:
             return {"skipped": f"{busy[0]['fun']} is being run" if busy else "another one is at it"}
         found = neglected()
-        known = {name: about["unit"] for name, about in __pillar__["ollama"]["instances"].items() if name in found}
-        for name, unit in known.items():
-            if found[name] == tending.SILENT:
-                __salt__["service.restart"](unit)
-            warm_up(name)
+        units = {name: about["unit"] for name, about in __pillar__["ollama"]["instances"].items()}
+        tending.heal(found, units, __salt__["service.restart"], warm_up)
         return found
 
 
@@ -470,8 +453,7 @@ def _store(instance: str = "") -> Store:
 
 
 def _blobs() -> Blobs:
-    folder = Path(instances.models_dir(__pillar__))
-    return Blobs(folder, Path(__opts__["cachedir"]) / "ai-platform-blobs.json")
+    return Blobs(Path(instances.models_dir(__pillar__)), Path(__opts__["cachedir"]) / "ai-platform-blobs.json")
 
 
 def _serving(instance: str, store: Store | None = None, table: slots.Table | None = None, tell: Any = None) -> Serving:
@@ -490,10 +472,5 @@ def _tell(name: str, phase: str, seconds: float) -> dict[str, Any]:
     """Tell log and master that a phase has ended; returns what was told."""
     data = {"name": name, "phase": phase, "seconds": round(seconds, 2), "at": round(time.time(), 2)}
     log.info("Slots: %s", data)
-    _send(PHASE, data)
+    transfer.send(PHASE, data, __opts__, __salt__)
     return data
-
-
-def _send(tag: str, data: dict[str, Any]) -> None:
-    if __opts__.get("file_client") != "local":
-        __salt__["event.send"](tag, data)

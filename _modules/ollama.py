@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from aiplatform import calling, numa, prompts, slots, structured
+from salt.utils.args import clean_kwargs
+
+from aiplatform import answer_cache, calling, numa, ollama_keys, prompts, slots, structured, transfer
 from aiplatform import instances as described
 from aiplatform import load_test as test_of_load
 from aiplatform import ollama as api
@@ -138,11 +140,17 @@ def digest(instance: str, model: str) -> str:
     return _client(instance).digest(model)
 
 
-def pull(instance: str, model: str, insecure: bool = False) -> dict[str, Any]:
-    """Fetch a model into the store; carries on where an earlier pull broke off. Returns the last progress event.
+def pull(instance: str, model: str, insecure: bool = False, total: float | None = None) -> dict[str, Any]:
+    """Fetch a model into the store; carries on where an earlier pull broke off. Returns the last event.
 
+    The master is told how far it is, which ``salt-run state.event pretty=True`` shows.
+
+    instance, model
+        Whose store gets which model.
     insecure
         The registry speaks plain HTTP.
+    total
+        Seconds that it may take; None: as long as it moves.
 
     CLI Example:
 
@@ -150,10 +158,8 @@ def pull(instance: str, model: str, insecure: bool = False) -> dict[str, Any]:
 
         salt ai_server ollama.pull node1 llama3.2:3b
     """
-    event: dict[str, Any] = {}
-    for event in _client(instance).pull(model, insecure=insecure):  # noqa: B007 (the last one is returned)
-        pass
-    return event
+    events = _client(instance).pull(model, insecure=insecure, limits=replace(api.PULLING, total=total))
+    return transfer.follow("pull", model, events, __opts__, __salt__)
 
 
 def copy(instance: str, source: str, destination: str) -> bool:
@@ -223,11 +229,15 @@ def health(instance: str) -> bool:
     return _client(instance).health()
 
 
-def push(instance: str, model: str, insecure: bool = False) -> dict[str, Any]:
+def push(instance: str, model: str, insecure: bool = False, total: float | None = None) -> dict[str, Any]:
     """Send a model to the registry that its name begins with. Returns the last progress event.
 
+    instance, model
+        Whose store has which model.
     insecure
         The registry speaks plain HTTP.
+    total
+        Seconds that it may take; None: as long as it moves.
 
     CLI Example:
 
@@ -235,7 +245,8 @@ def push(instance: str, model: str, insecure: bool = False) -> dict[str, Any]:
 
         salt ai_server ollama.push node1 registry.example.com/team/llama3.2:3b
     """
-    return list(_client(instance).push(model, insecure=insecure))[-1]
+    events = _client(instance).push(model, insecure=insecure, limits=replace(api.PULLING, total=total))
+    return transfer.follow("push", model, events, __opts__, __salt__)
 
 
 def create(instance: str, model: str, base: str, system: str | None = None, **parameters: Any) -> dict[str, Any]:
@@ -253,9 +264,10 @@ def create(instance: str, model: str, base: str, system: str | None = None, **pa
     client = _client(instance)
     # Ollama would pull a base that is missing, from wherever its name leads.
     client.show(base)
-    told = {key: value for key, value in parameters.items() if not key.startswith("__")}
+    told = clean_kwargs(**parameters)
     fields: dict[str, Any] = {"from": base} | ({"system": system} if system else {})
-    return list(client.create(model, **fields, **({"parameters": told} if told else {})))[-1]
+    events = client.create(model, **fields, **({"parameters": told} if told else {}))
+    return transfer.follow("create", model, events, __opts__, __salt__)
 
 
 def generate(
@@ -267,6 +279,7 @@ def generate(
     deadline: float = 300.0,
     fallback: str | None = None,
     options: Mapping[str, Any] | None = None,
+    **waits: float,
 ) -> dict[str, Any]:
     """Return a model's answer to one prompt: its text, and what it cost.
 
@@ -276,11 +289,13 @@ def generate(
     task
         ``general``, ``voice``, ``code`` or ``extraction``: the parameters that fit it.
     deadline
-        Seconds for everything, up to three tries included.
+        Seconds for everything, all tries included.
     fallback
         A model that answers where the first one is missing or does not fit.
     options
         Further parameters, over the task's.
+    waits
+        ``connect`` (3), ``first_token`` (300) and ``total`` (900), in seconds, of each try; ``tries`` (3), at most.
 
     CLI Example:
 
@@ -290,9 +305,9 @@ def generate(
     """
     fields: dict[str, Any] = {"options": prompts.parameters(task, **(options or {}))}
     if system:
-        fields["system"] = system
-    with _caller(instance, fallback) as caller:
-        return asdict(caller.generate(model, prompt, deadline=deadline, **fields))
+        fields["system"] = str(system)
+    with _caller(instance, fallback, **clean_kwargs(**waits)) as caller:
+        return asdict(caller.generate(model, str(prompt), deadline=deadline, **fields))
 
 
 def chat(
@@ -302,12 +317,13 @@ def chat(
     task: str = "general",
     deadline: float = 300.0,
     fallback: str | None = None,
+    **waits: float,
 ) -> dict[str, Any]:
     """Return a model's answer to a conversation of ``role`` and ``content``; otherwise like ``generate``.
 
     instance, model, messages
-        Whom is asked what: ``[{"role": "user", "content": "..."}]``.
-    task, deadline, fallback
+        Whom is asked what: ``[{"role": "user", "content": "..."}]``; a text is one message of the user.
+    task, deadline, fallback, waits
         As of ``generate``.
 
     CLI Example:
@@ -316,15 +332,16 @@ def chat(
 
         salt ai_server ollama.chat node1 llama-family '[{"role": "user", "content": "Hello"}]'
     """
-    with _caller(instance, fallback) as caller:
-        return asdict(caller.chat(model, messages, deadline=deadline, options=prompts.parameters(task)))
+    told = [one if isinstance(one, Mapping) else {"role": "user", "content": str(one)} for one in _listed(messages)]
+    with _caller(instance, fallback, **clean_kwargs(**waits)) as caller:
+        return asdict(caller.chat(model, told, deadline=deadline, options=prompts.parameters(task)))
 
 
-def embed(instance: str, model: str, texts: list[str], deadline: float = 300.0) -> list[list[float]]:
+def embed(instance: str, model: str, texts: list[str], deadline: float = 300.0, **waits: float) -> list[list[float]]:
     """Return one vector a text.
 
     instance, model, texts
-        Whom is asked for what; ``deadline`` is in seconds, for everything.
+        Whom is asked for what; ``deadline`` and ``waits`` as of ``generate``.
 
     CLI Example:
 
@@ -332,8 +349,8 @@ def embed(instance: str, model: str, texts: list[str], deadline: float = 300.0) 
 
         salt ai_server ollama.embed node1 all-minilm '["first text", "second text"]'
     """
-    with _caller(instance) as caller:
-        return caller.embed(model, list(texts), deadline=deadline)
+    with _caller(instance, **clean_kwargs(**waits)) as caller:
+        return caller.embed(model, [str(text) for text in _listed(texts)], deadline=deadline)
 
 
 def extract(
@@ -343,13 +360,14 @@ def extract(
     evidence: list[Any],
     schema: Mapping[str, Any],
     deadline: float = 300.0,
+    **waits: float,
 ) -> Any:
     """Return what a model reads out of evidence, as data that fits a JSON Schema.
 
     instance, model, question
-        Whom is asked what of the evidence; ``deadline`` is in seconds, for everything.
+        Whom is asked what of the evidence; ``deadline`` and ``waits`` as of ``generate``.
     evidence
-        Texts, or mappings with ``text`` and ``source``.
+        Texts, or mappings with ``text`` and ``source``; one need not stand in a list.
     schema
         JSON Schema; the answer is checked against it, and repaired once.
 
@@ -359,15 +377,17 @@ def extract(
 
         salt ai_server ollama.extract node1 coder-32k 'How old is she?' '["Ada, 36"]' '{"type": "integer"}'
     """
-    with _caller(instance) as caller:
-        return structured.extract(caller, model, question, evidence, schema, deadline=deadline)
+    with _caller(instance, **clean_kwargs(**waits)) as caller:
+        return structured.extract(caller, model, str(question), _listed(evidence), schema, deadline=deadline)
 
 
-def truncate(instance: str, model: str, text: str, tokens: int = prompts.BUDGET_TOKENS) -> str:
+def truncate(
+    instance: str, model: str, text: str, tokens: int = prompts.BUDGET_TOKENS, deadline: float = 300.0, **waits: float
+) -> str:
     """Return a text cut to a budget of a model's tokens: as the model counts them where it is loaded, else by length.
 
     instance, model, text, tokens
-        The ``text`` is cut to so many ``tokens`` of the ``model``.
+        The ``text`` is cut to so many ``tokens`` of the ``model``; ``deadline`` and ``waits`` as of ``generate``.
 
     CLI Example:
 
@@ -375,8 +395,8 @@ def truncate(instance: str, model: str, text: str, tokens: int = prompts.BUDGET_
 
         salt ai_server ollama.truncate node1 llama-family 'a very long text' tokens=4
     """
-    with _caller(instance) as caller:
-        return caller.fit(text, model, tokens)
+    with _caller(instance, **clean_kwargs(**waits)) as caller:
+        return caller.fit(str(text), model, tokens, deadline=deadline)
 
 
 def load_test(
@@ -407,11 +427,13 @@ def load_test(
 
         salt ai_server ollama.load_test llama-family llama-family count=20 concurrency=4 out=table
     """
-    url = described.resolve(__pillar__, instance)
+    server = _server(instance)
     if not anywhere:
-        test_of_load.demand_own(url, {host["address"] for host in __pillar__["platform"]["hosts"].values()})
-    plan = test_of_load.Plan(model, prompt, count, concurrency, duration, num_predict)
-    result = test_of_load.run(lambda: api.Client(url), plan)
+        test_of_load.demand_own(
+            server["base_url"], {host["address"] for host in __pillar__["platform"]["hosts"].values()}
+        )
+    plan = test_of_load.Plan(model, str(prompt), count, concurrency, duration, num_predict)
+    result = test_of_load.run(lambda: api.Client(**server), plan)
     __context__["retcode"] = result["retcode"]
     return test_of_load.text(result) if out == "table" else result
 
@@ -429,17 +451,42 @@ def metrics() -> str:
     return Path(path).read_text(encoding="utf-8") if path and Path(path).exists() else ""
 
 
+def _listed(value: Any) -> list[Any]:
+    """A list as it is; anything else that a command line gives in its place as the only member of one."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
 def _client(instance: str) -> api.Client:
-    return api.Client(described.resolve(__pillar__, instance))
+    return api.Client(**_server(instance))
 
 
-@contextlib.contextmanager
-def _caller(instance: str, fallback: str | None = None) -> Iterator[calling.Caller]:
-    """A caller of an instance, whose calls are counted in the host's metrics when it ends."""
-    with _client(instance) as client:
-        caller = calling.Caller(client, fallback=fallback)
-        try:
-            yield caller
-        finally:
-            if path := __pillar__["ollama"].get("metrics_file"):
-                caller.metrics.add_to(Path(path))
+def _server(instance: str) -> dict[str, Any]:
+    """What a client is told of a server: where it is; of one with TLS, whom this host trusts, and its key."""
+    url = described.resolve(__pillar__, instance)
+    if not url.lower().startswith("https://"):
+        return {"base_url": url}
+    bundle = __salt__["platform_ca.bundle"]()
+    verify = bundle if Path(bundle).is_file() else True
+    return {"base_url": url, "verify": verify, "token": ollama_keys.key_for(__pillar__, url)}
+
+
+def _caller(
+    instance: str,
+    fallback: str | None = None,
+    connect: float = api.ANSWERING.connect,
+    first_token: float | None = None,
+    total: float | None = api.ANSWERING.total,
+    tries: int = calling.Retries.attempts,
+) -> contextlib.AbstractContextManager[calling.Caller]:
+    """A caller of an instance, whose calls are counted in the host's metrics when it ends.
+
+    Answers without chance are kept for as long as this process runs: a job, a state run.
+    """
+    return calling.counted(
+        _client(instance),
+        __pillar__["ollama"].get("metrics_file"),
+        retries=calling.Retries(attempts=tries),
+        limits=replace(api.ANSWERING, connect=connect, first=first_token, total=total),
+        fallback=fallback,
+        cache=__context__.setdefault("ollama.answers", answer_cache.AnswerCache()),
+    )

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiplatform import ollama as api
 from aiplatform import ollama_container as described
-from aiplatform import port_holders, registry
+from aiplatform import ollama_places, port_holders, registry, transfer
 from aiplatform.errors import PlatformError
 
 log = logging.getLogger(__name__)
@@ -53,16 +53,22 @@ def warning(profile: str) -> str:
     return described.warning(profile, row) if described.is_exposed(row) else ""
 
 
-def url(profile: str) -> str:
-    """Return the base URL of a profile for programs on this host.
+def readiness(profile: str) -> dict[str, Any]:
+    """Return what the state ``ollama.ready`` is told of a profile.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt-call --local ollama_container.url local
+        salt-call --local ollama_container.readiness local
     """
-    return described.host_url(described.profile(__pillar__, profile))
+    row, place = described.profile(__pillar__, profile), ollama_places.in_docker(__pillar__, profile)
+    return {
+        "url": place.url,
+        "version": described.known_version(row),
+        "timeout": row["ready_timeout"],
+        "log_command": place.log_command,
+    }
 
 
 def demand_gpu(profile: str) -> bool:
@@ -81,6 +87,8 @@ def demand_gpu(profile: str) -> bool:
 def port_holders_of(profile: str) -> list[str]:
     """Return, in words, who keeps a profile from its port: processes, units, containers; empty where it is free.
 
+    A container of a profile is nobody: it has this port already, or leaves it in the same run, see ``others``.
+
     CLI Example:
 
     .. code-block:: bash
@@ -88,13 +96,18 @@ def port_holders_of(profile: str) -> list[str]:
         salt-call --local ollama_container.port_holders_of local
     """
     row = described.profile(__pillar__, profile)
-    there = __salt__["platform_container.answers"]()
-    publishers = __salt__["platform_container.publishers"](row["port"]) if there else []
-    return port_holders.strangers(port_holders.holders(row["port"], row["address"]), publishers, row["name"])
+    publishers, own = [], {row["name"]}
+    if __salt__["platform_container.answers"]():
+        publishers = __salt__["platform_container.publishers"](row["port"], row["address"])
+        own |= __salt__["platform_container.labelled"](described.LABEL).keys()
+    return port_holders.strangers(port_holders.holders(row["port"], row["address"]), publishers, own)
 
 
 def others() -> dict[str, str]:
-    """Return the containers of profiles that this host does not run: ``{container: profile}``.
+    """Return the containers that have to go before others start: ``{container: profile}``.
+
+    Those of profiles that this host does not run, and those that still have a port which another profile was given.
+    Where Ollama runs natively these are all that the formula made.
 
     CLI Example:
 
@@ -104,9 +117,12 @@ def others() -> dict[str, str]:
     """
     if not __salt__["platform_container.answers"]():
         return {}
-    wanted = {row["name"] for row in described.profiles(__pillar__).values()}
+    publishers = __salt__["platform_container.publishers"]
+    known = described.profiles(__pillar__) if described.is_used(__pillar__) else {}
+    rows = {row["name"]: row for row in known.values()}
+    moving = {name for own, row in rows.items() for name in publishers(row["port"], row["address"]) if name != own}
     there = __salt__["platform_container.labelled"](described.LABEL)
-    return {name: profile for name, profile in there.items() if name not in wanted}
+    return {name: profile for name, profile in there.items() if name not in rows or name in moving}
 
 
 def missing(profile: str) -> list[str]:
@@ -130,6 +146,8 @@ def missing(profile: str) -> list[str]:
 def pull(profile: str, model: str) -> dict[str, Any]:
     """Fetch a model within the profile's ``pull_timeout``; one that breaks off is carried on with.
 
+    The master is told how far it is.
+
     CLI Example:
 
     .. code-block:: bash
@@ -138,12 +156,12 @@ def pull(profile: str, model: str) -> dict[str, Any]:
     """
     row = described.profile(__pillar__, profile)
     insecure = registry.is_plain(model, __pillar__["models"]["insecure_registries"])
-    source, began = f"http://{model}" if insecure else model, time.monotonic()
+    began = time.monotonic()
     with api.Client(described.host_url(row)) as client:
         for attempt in range(1, PULL_ATTEMPTS + 1):
             left = row["pull_timeout"] - (time.monotonic() - began)
             try:
-                return _whole(client, source, insecure, left)
+                return _whole(client, model, insecure, left)
             except api.ModelNotFound:
                 raise
             except api.OllamaError as err:
@@ -154,9 +172,11 @@ def pull(profile: str, model: str) -> dict[str, Any]:
     return {}
 
 
-def _whole(client: api.Client, source: str, insecure: bool, seconds: float) -> dict[str, Any]:
+def _whole(client: api.Client, model: str, insecure: bool, seconds: float) -> dict[str, Any]:
+    source = f"http://{model}" if insecure else model
     limits = api.Limits(connect=3.0, read=min(300.0, max(seconds, 0.001)), total=max(seconds, 0.001))
-    return list(client.pull(source, insecure=insecure, limits=limits))[-1]
+    events = client.pull(source, insecure=insecure, limits=limits)
+    return transfer.follow("pull", model, events, __opts__, __salt__)
 
 
 def _failed(profile: str, model: str, limit: float, attempts: int, err: Exception) -> PlatformError:

@@ -8,7 +8,7 @@ from aiplatform import discovery
 
 
 def records() -> list[dict[str, Any]]:
-    """Return every record that this host could have: kind, instance, path, port, URL, and whether it is wanted.
+    """Return every record that this host could have or has: kind, instance, path, service, and whether it is wanted.
 
     CLI Example:
 

@@ -9,7 +9,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from aiplatform import hostcheck, ollama_places, wait
+from salt.exceptions import CommandExecutionError
+
+from aiplatform import calling, hostcheck, instances, ollama_container, ollama_places, port_holders, wait
 from aiplatform import ollama as api
 from aiplatform.errors import PlatformError
 from aiplatform.ollama_places import Place
@@ -17,6 +19,7 @@ from aiplatform.ollama_places import Place
 __virtualname__ = "ollama"
 
 STORE = ("blobs", "manifests")
+START_SECONDS = 120
 
 
 def __virtual__() -> str:  # noqa: N807 (the loader asks for it by this name)
@@ -33,6 +36,28 @@ def places() -> list[dict[str, Any]]:
         salt-call ollama.places
     """
     return [vars(place) for place in ollama_places.every(__pillar__)]
+
+
+def port_holders_of(instance: str = "") -> list[str]:
+    """Return, in words, who keeps a native instance from its port: processes, units, containers; empty if nobody.
+
+    The host's own native instances are nobody, nor are containers of a profile: they go in the same run.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call ollama.port_holders_of node1
+    """
+    place = ollama_places.place(__pillar__, instance)
+    units = {row["unit"] for row in __pillar__["ollama"]["instances"].values()}
+    own = units.union(instances.retired(units))
+    found = [holder for holder in port_holders.holders(place.port, place.address) if holder.unit not in own]
+    publishers, leaving = [], {}
+    if __salt__["platform_container.answers"]():
+        publishers = __salt__["platform_container.publishers"](place.port, place.address)
+        leaving = __salt__["platform_container.labelled"](ollama_container.LABEL)
+    return port_holders.strangers(found, publishers, leaving)
 
 
 def env_text() -> str:
@@ -53,7 +78,7 @@ def run(model: str, prompt: str, instance: str = "", num_predict: int = 256, dea
     model, prompt, instance
         Who is asked what.
     num_predict, deadline
-        How many tokens the answer has at most, and how many seconds it may take.
+        How many tokens the answer has at most, and how many seconds it may take, up to three tries included.
 
     CLI Example:
 
@@ -61,17 +86,18 @@ def run(model: str, prompt: str, instance: str = "", num_predict: int = 256, dea
 
         salt-call ollama.run llama3.2:3b 'Why is the sky blue?'
     """
+    client = api.Client(_place(instance).url)
     limits = api.Limits(connect=3.0, read=deadline, total=deadline)
-    with api.Client(_place(instance).url) as client:
-        pieces = client.generate(model, prompt, limits=limits, options={"num_predict": num_predict})
-        return "".join(piece.data.get("response", "") for piece in pieces)
+    options = {"num_predict": num_predict}
+    with calling.counted(client, __pillar__["ollama"].get("metrics_file")) as caller:
+        return caller.generate(model, str(prompt), limits=limits, deadline=deadline, options=options).text
 
 
-def start(instance: str = "", timeout: float = 120) -> bool:
-    """Start an Ollama that was stopped, and wait until it answers.
+def start(instance: str = "", timeout: float = START_SECONDS) -> bool:
+    """Start an Ollama that was stopped, and wait until it answers; a profile's models that are not there are pulled.
 
     timeout
-        Seconds to wait.
+        Seconds to wait for it; a pull has the profile's own ``pull_timeout``.
 
     CLI Example:
 
@@ -80,12 +106,11 @@ def start(instance: str = "", timeout: float = 120) -> bool:
         salt-call ollama.start local
     """
     place = _place(instance)
+    _start(place, timeout)
     if place.container:
-        __salt__["platform_container.start"](place.container)
-        return bool(__salt__["platform_container.wait_well"](place.container, timeout))
-    __salt__["service.start"](place.unit)
-    with api.Client(place.url) as client:
-        return wait.until(client.health, timeout, what=f"Ollama at {place.url}")
+        for model in __salt__["ollama_container.missing"](place.name):
+            __salt__["ollama_container.pull"](place.name, model)
+    return True
 
 
 def stop(instance: str = "", model: str = "") -> bool:
@@ -110,7 +135,9 @@ def stop(instance: str = "", model: str = "") -> bool:
         return True
     if place.container:
         return bool(__salt__["platform_container.stop"](place.container))
-    return bool(__salt__["service.stop"](place.unit))
+    if not __salt__["service.stop"](place.unit):
+        raise PlatformError("The unit does not stop", where=place.unit, hint=place.status_command)
+    return True
 
 
 def remove(instance: str = "") -> bool:
@@ -133,8 +160,8 @@ def remove(instance: str = "") -> bool:
 def wipe(instance: str = "", confirm: str = "") -> dict[str, Any]:
     """Delete all models of a store: Ollama is stopped, its store emptied, and Ollama started again.
 
-    Native instances share one store, so all of them are stopped. Models that pillar names come back with the next run
-    of the state.
+    Native instances share one store, so all of them are stopped; where one does not stop, nothing is deleted. Models
+    that pillar names come back with the next run of the state.
 
     confirm
         The name of the volume, or the folder of the store; the refusal says which, and what would be lost.
@@ -145,12 +172,12 @@ def wipe(instance: str = "", confirm: str = "") -> dict[str, Any]:
 
         salt-call ollama.wipe local confirm=ollama_data
     """
-    place, lost = _place(instance), disk_use(instance)
+    place, lost = ollama_places.place(__pillar__, instance), disk_use(instance)
     wanted = place.volume or lost["folder"]
     what = f"{len(lost['models'])} models, {lost['bytes'] / 2**30:.2f} GiB, of {wanted}"
     ollama_places.demand_confirmation(confirm, wanted, what)
     sharing = [place] if place.container else ollama_places.every(__pillar__)
-    names = [each.name for each in sharing if each.container or __salt__["service.status"](each.unit)]
+    names = [each.name for each in sharing if _is_up(each)]
     try:
         for name in names:
             stop(name)
@@ -159,8 +186,7 @@ def wipe(instance: str = "", confirm: str = "") -> dict[str, Any]:
             for entry in folder.iterdir() if folder.is_dir() else []:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     finally:
-        for name in names:
-            start(name)
+        _start_all(names)
     return {"deleted": lost["models"], "bytes": lost["bytes"] - disk_use(instance)["bytes"]}
 
 
@@ -212,10 +238,44 @@ def store(instance: str = "") -> str:
 
         salt-call ollama.store local
     """
-    place = _place(instance)
+    place = ollama_places.place(__pillar__, instance)
     if place.volume:
         return f"{__salt__['platform_volume.folder'](place.volume)}/models"
     return str(__salt__["ollama.models_dir"]())
+
+
+def _is_up(place: Place) -> bool:
+    """Whether there is something to stop; a volume outlives its container."""
+    if place.container:
+        return __salt__["platform_container.inspect"](place.container) is not None
+    return bool(__salt__["service.status"](place.unit))
+
+
+def _start(place: Place, timeout: float = START_SECONDS) -> None:
+    if place.container:
+        __salt__["platform_container.start"](place.container)
+        __salt__["platform_container.wait_well"](place.container, timeout)
+        return
+    __salt__["service.start"](place.unit)
+    with api.Client(place.url) as client:
+        wait.until(client.health, timeout, what=f"Ollama at {place.url}")
+
+
+def _start_all(names: list[str]) -> None:
+    """Start each of them, also where another one does not start; that is said in the end. Nothing is pulled."""
+    failed = {}
+    for name in names:
+        try:
+            _start(_place(name))
+        except CommandExecutionError as err:
+            failed[name] = str(err)
+    if failed:
+        raise PlatformError(
+            "What was stopped does not start again",
+            where=", ".join(failed),
+            actual="; ".join(failed.values()),
+            hint=f"salt-call ollama.doctor {next(iter(failed))}; salt-call ollama.start {next(iter(failed))}",
+        )
 
 
 def _model_name(path: Path) -> str:

@@ -179,7 +179,7 @@ def _start(name: str, row: dict[str, str], version: str, timeout: float) -> None
         __salt__["service.restart"](unit)
     # It has counted the ends of another version: systemd may have started this one by itself after the last of them.
     before = _restarts(unit)
-    gate.passed(name, row["url"], version, timeout, lambda: _restarts(unit) - before)
+    gate.passed(name, row["url"], version, timeout, lambda: _restarts(unit) - before, unit=unit)
 
 
 def _restarts(unit: str) -> int:

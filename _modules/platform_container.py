@@ -9,7 +9,7 @@ from typing import Any
 import docker.errors
 import requests
 
-from aiplatform import containers, docker_engine, wait
+from aiplatform import containers, docker_engine, port_holders, wait
 from aiplatform.errors import NotFoundError, PlatformError
 
 LOG_LINES = 20
@@ -98,12 +98,18 @@ def pull(image: str) -> bool:
         salt ai_server platform_container.pull quay.io/keycloak/keycloak:26.0.7
     """
     engine = _engine()
+    if _has_image(engine, image):
+        return False
+    _pull(engine, image)
+    return True
+
+
+def _has_image(engine: Any, image: str) -> bool:
     try:
         engine.inspect_image(image)
     except docker.errors.ImageNotFound:
-        _pull(engine, image)
-        return True
-    return False
+        return False
+    return True
 
 
 def _pull(engine: Any, image: str) -> None:
@@ -113,8 +119,8 @@ def _pull(engine: Any, image: str) -> None:
     def work() -> None:
         try:
             errors.extend(line["error"] for line in engine.pull(image, stream=True, decode=True) if "error" in line)
-        except docker.errors.DockerException as err:
-            errors.append(str(err))
+        except Exception as err:  # noqa: BLE001 (a connection that breaks off comes as an error of a library below)
+            errors.append(str(err) or type(err).__name__)
 
     limit = __pillar__["containers"]["pull_timeout"]
     thread = threading.Thread(target=work, daemon=True)
@@ -122,6 +128,8 @@ def _pull(engine: Any, image: str) -> None:
     thread.join(limit)
     if thread.is_alive():
         errors.append(f"no end after {limit} s")
+    elif not errors and not _has_image(engine, image):
+        errors.append("Docker's answer has ended, and the image is not there")
     if errors:
         raise PlatformError(
             "The image cannot be pulled",
@@ -241,14 +249,15 @@ def wait_well(name: str, timeout: float = TIMEOUT, files: str | None = None, ask
         salt ai_server platform_container.wait_well keycloak 60
     """
     seen: dict[str, Any] = {}
+    before = containers.restarts(inspect(name))
 
     def decided() -> bool:
-        seen["now"] = inspect(name)
-        return containers.well(seen["now"]) or bool(containers.failed(seen["now"])) or (ask and _content(seen["now"]))
+        now = seen["now"] = inspect(name)
+        return containers.well(now) or bool(containers.failed(now, before)) or (ask and _content(now))
 
     try:
         wait.until(decided, timeout, 0.5, f"container {name}")
-        reason = containers.failed(seen["now"])
+        reason = containers.failed(seen["now"], before)
     except PlatformError:
         reason = f"it is not well after {timeout:g} s (health: {containers.health(seen['now'])})"
     if not reason:
@@ -329,19 +338,22 @@ def create_network(name: str, bridge: str, subnet: str | None = None) -> bool:
     return True
 
 
-def publishers(port: int) -> list[str]:
-    """Return the names of the containers that publish a TCP port of this host.
+def publishers(port: int, address: str) -> list[str]:
+    """Return the names of the containers that keep another one from publishing a TCP port on an address of this host.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt ai_server platform_container.publishers 11434
+        salt ai_server platform_container.publishers 11434 127.0.0.1
     """
+
+    def taken(entry: dict[str, Any]) -> bool:
+        published = entry["Type"] == "tcp" and entry.get("PublicPort") == port
+        return published and port_holders.meet(entry.get("IP", address), address)
+
     return sorted(
-        row["Names"][0].lstrip("/")
-        for row in _engine().containers()
-        if any(entry.get("PublicPort") == port and entry["Type"] == "tcp" for entry in row["Ports"])
+        row["Names"][0].lstrip("/") for row in _engine().containers() if any(taken(entry) for entry in row["Ports"])
     )
 
 
@@ -408,18 +420,6 @@ def run(image: str, argv: list[str], environment: dict[str, str], network: str) 
     except (docker.errors.APIError, requests.RequestException) as err:
         raise PlatformError("The command cannot be run in a container of its own", where=image, actual=err) from err
     return {"retcode": code, "output": printed}
-
-
-def usage(name: str) -> dict[str, Any]:
-    """Return what a running container uses now, as Docker counts it.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt ai_server platform_container.usage ollama
-    """
-    return dict(_engine().stats(name, stream=False, one_shot=True))
 
 
 def runtimes() -> list[str]:

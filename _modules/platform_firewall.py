@@ -30,6 +30,21 @@ def digest() -> str:
     return firewall.digest_of(ruleset())
 
 
+def lets_containers_in(service: str, subnet: str) -> bool:
+    """Return whether the rules let the platform's containers on this host reach one of its services.
+
+    service, subnet
+        Its name in the table of services; the addresses of the containers' network.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server platform_firewall.lets_containers_in ollama-node1 172.18.0.0/16
+    """
+    return firewall.lets_containers_in(__pillar__, __grains__["id"], service, subnet)
+
+
 def loaded_digest() -> str:
     """Return the digest of the rules that the kernel has; empty where it has none.
 

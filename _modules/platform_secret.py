@@ -9,9 +9,8 @@ from saltext.vault.utils import vault
 from saltext.vault.utils.vault.exceptions import VaultException, VaultNotFoundError
 
 from aiplatform.errors import NotFoundError, PlatformError
+from aiplatform.secret_text import UNKNOWN
 
-# What a dry run shows where Vault cannot be asked yet; it is never written anywhere.
-UNKNOWN = "unknown until Vault answers"
 UNANSWERED = (VaultException, CommandExecutionError, OSError)
 
 

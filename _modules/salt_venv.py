@@ -7,6 +7,7 @@ use. So a minion that upgrades itself keeps the files it runs from until its ser
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import subprocess
 import tempfile
@@ -131,8 +132,10 @@ def _switch(path: Path, folder: Path) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(folder.name)
     link.replace(path)
-    for old in path.parent.glob(f"{path.name}-*"):
-        if old not in (folder, before):
+    # What else is called so belongs to somebody.
+    own = re.compile(rf"{re.escape(path.name)}-[0-9a-f]{{12}}")
+    for old in path.parent.iterdir():
+        if own.fullmatch(old.name) and (old / venv.STAMP).is_file() and old not in (folder, before):
             shutil.rmtree(old)
 
 

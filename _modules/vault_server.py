@@ -9,7 +9,7 @@ import grp
 from pathlib import Path
 from typing import Any
 
-from aiplatform import vault_host, vault_policy
+from aiplatform import files, known_names, vault_host, vault_policy
 from aiplatform.errors import PlatformError
 
 SERVICE = "vault"
@@ -17,7 +17,7 @@ UNIT = Path("/etc/systemd/system/vault.service")
 
 
 def is_host() -> bool:
-    """Whether Vault belongs on this minion, by pillar.
+    """Whether Vault, and all else that there is once, belongs on this minion, by pillar.
 
     CLI Example:
 
@@ -25,7 +25,19 @@ def is_host() -> bool:
 
         salt ai_server vault_server.is_host
     """
-    return vault_policy.vault_host(__pillar__["platform"], __pillar__["vault"]) == __opts__["id"]
+    return vault_policy.is_vault_host(__pillar__, __opts__["id"])
+
+
+def hosts_file() -> str:
+    """Return what ``/etc/hosts`` of this host should say: the platform's public names besides what it says.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server vault_server.hosts_file
+    """
+    return known_names.text(files.text_of("/etc/hosts"), __pillar__)
 
 
 def configuration() -> dict[str, Any]:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from aiplatform import containers, ollama_container, origins, schema, services, settings, single, slot_rules
+from aiplatform import containers, instances, ollama_container, origins, schema, services, settings, single, slot_rules
 from aiplatform.errors import PlatformError
 
 DERIVED = frozenset({"selection", "roles", "address", "compiled", "services", "origins"})
@@ -44,7 +44,7 @@ def ext_pillar(minion_id: str, pillar: dict[str, Any], formulas: str) -> dict[st
         single.slots(merged, pillar)
         # Where the benchmark's choice does not go together with pillar, the models phase says it, and only that.
         problems = slot_rules.problems(merged | {"selection": {}}) or ollama_container.problems(merged)
-        if problems:
+        if problems := problems or instances.problems(merged):
             return _refused(problems, roots, merged)
         merged["services"] = services.expand(merged)
         if problems := services.problems(merged):

@@ -5,18 +5,21 @@ Each function prints a table to people and gives data with ``--out=json``; progr
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import salt.client
 import salt.key
 
 from aiplatform import bootstrap as bootstrapping
 from aiplatform import deploy as deploying
 from aiplatform import (
     health,
+    look,
     outcome,
     phases,
     pillar_edit,
@@ -27,7 +30,9 @@ from aiplatform import (
     settings,
     tables,
     vault_master,
+    verify_vault,
 )
+from aiplatform.checks import Finding
 from aiplatform.errors import PlatformError
 
 
@@ -46,8 +51,8 @@ def deploy(
     test
         Show what would change and touch nothing but Salt's own modules on the minions.
     fresh
-        Run every phase, although an earlier deploy of the same inputs failed half-way. Without it the phases
-        that went well then are left out.
+        Run every phase. Without it those are left out that went well in a deploy of the same inputs that failed
+        half-way and, after one that went well, those in which a dry run finds nothing to do.
 
     Exit code 0 where all phases went well, else 1.
 
@@ -201,7 +206,7 @@ def _rotate(number: int, model: str | None, force: bool, test: bool) -> dict[str
     if refused:
         raise PlatformError("The rotation is refused; nothing was changed:\n  " + "\n  ".join(refused))
     if test:
-        return rotation.data(number, wanted, path, {host: {} for host in hosts}, 0, 0, test=True)
+        return rotation.data(number, wanted, path, [{host: {} for host in hosts}], 0, 0, test=True)
     before, edited = path.read_text(encoding="utf-8"), time.time()
     pillar_edit.write(path, pillar_edit.slot_model(before, number, model, force))
     try:
@@ -209,11 +214,18 @@ def _rotate(number: int, model: str | None, force: bool, test: bool) -> dict[str
     except PlatformError:
         pillar_edit.write(path, before)
         raise
-    applied = __salt__["salt.execute"](hosts, "state.apply", ["models"], tgt_type="list")
+    done = [_apply(hosts, "state.high", rotation.states(wanted, number))]
+    if not any(outcome.failures_of("models", host, answer) for host, answer in done[0].items()):
+        done.append(_apply(hosts, "state.apply", "models"))
     # Outside of states a minion answers by the pillar it last got.
     _ask(hosts, "saltutil.refresh_pillar", {"wait": True})
-    done = {host: applied.get(host, False) for host in hosts}
     return rotation.data(number, wanted, path, done, edited, time.time())
+
+
+def _apply(hosts: list[str], function: str, states: Any) -> dict[str, Any]:
+    """Return each host's answer to a function that applies states; False for a host that is silent."""
+    answers = __salt__["salt.execute"](hosts, function, [states], tgt_type="list")
+    return {host: answers.get(host, False) for host in hosts}
 
 
 def _why(answer: Any) -> str:
@@ -252,9 +264,17 @@ def _verify(pillar: dict[str, Any]) -> tuple[dict[str, Any], str]:
     answers = _ask(hosts, "verify.run")
     checks = [row for host in hosts if isinstance(answers.get(host), list) for row in answers[host]]
     checks += health.absent(hosts, answers)
-    checks.append(health.latest_report(_report_folder(pillar)).on("master"))
+    checks += [finding.on("master") for finding in _own_checks(pillar)]
     data = {"retcode": int(not all(row["ok"] for row in checks)), "checks": checks}
     return data, health.verify_text(data)
+
+
+def _own_checks(pillar: dict[str, Any]) -> list[Finding]:
+    """Return what the master itself finds out."""
+    found = [health.latest_report(_report_folder(pillar))]
+    if "keycloak" in pillar["services"]:
+        found.append(verify_vault.administrators(__salt__["vault_oidc.configure"](test=True)))
+    return found
 
 
 def _ask(hosts: list[str], function: str, given: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -287,48 +307,101 @@ def _deploy(only: list[str], limit: list[str], test: bool, fresh: bool) -> dict[
     if done:
         _say(f"Carrying on; done before: {', '.join(done)} (fresh=True runs them again)")
     began = time.monotonic()
-    rows, failures = _orchestrate(steps, chosen, limit, test)
+    complete = not test and record.begun()
+    with progress.shown(__opts__, steps):
+        # Who names phases wants them run: alone, they would not show what those that they need would change.
+        idle = _idle(steps, graph) if complete and not only and not fresh else []
+        settled = {row.phase for row in idle}
+        left = [name for name in chosen if name not in settled]
+        rows, failures = _orchestrate(graph, pillar, left, limit, test)
     data = {
         "retcode": int(bool(failures) or not all(row.good for row in rows)),
         "test": test,
         "resumed": list(done),
         "seconds": round(time.monotonic() - began, 1),
-        "phases": outcome.as_data(rows),
+        "phases": outcome.as_data(outcome.in_order(steps, [*idle, *rows])),
         "failures": outcome.as_data(failures),
         "urls": services.urls(pillar),
         "sites": services.sites(pillar),
         "slots": health.chosen_slots(pillar | {"selection": settings.selection(__opts__["pillar_roots"]["base"])}),
     }
-    if not test and not only:
-        _remember(record, scope, done, rows, bool(data["retcode"]))
+    if not test:
+        failed = {row.phase for row in rows if not row.good}
+        good = {row.phase for row in rows} - failed - {phases.MINIONS}
+        # Where nothing but the verification failed, the hosts are as they should be.
+        well = all(name in graph and graph[name].always for name in failed)
+        _remember(record, scope, well, bool(only), complete, dict.fromkeys(good, time.time()) | done)
     return tables.answer(__opts__, data, outcome.summary(data))
 
 
-def _orchestrate(
-    steps: list[phases.Step], chosen: list[str], limit: list[str], test: bool
-) -> tuple[list[outcome.Row], list[outcome.Failure]]:
-    """Run the orchestration of these steps, and return how each went."""
-    with progress.shown(__opts__, steps):
-        answer = __salt__["state.orchestrate"](
-            "orch.deploy", test=test or None, pillar={"phases": chosen, "limit": limit}
-        )
-    return outcome.rows(steps, outcome.by_id(answer))
-
-
 def _remember(
-    record: deploying.Record,
-    scope: deploying.Scope,
-    done: dict[str, float],
-    rows: list[outcome.Row],
-    failed: bool,
+    record: deploying.Record, scope: deploying.Scope, well: bool, narrowed: bool, complete: bool, done: dict[str, float]
 ) -> None:
-    """Keep what went well for the next run, or forget it once all did."""
-    if not failed:
-        record.clear()
-        return
-    bad = {row.phase for row in rows if not row.good} | {phases.MINIONS}
-    good = {row.phase for row in rows if row.phase not in bad}
-    record.failed(scope, dict.fromkeys(good, time.time()) | done)
+    """Keep for the next run that all went well, or which phases did.
+
+    narrowed, complete
+        Whether this run was of some phases only, and whether the one before had gone well as a whole.
+    """
+    if well and (complete or not (narrowed or scope.limit)):
+        record.succeeded()
+    elif well and not narrowed:
+        record.forget()
+    elif not narrowed:
+        record.failed(scope, done)
+
+
+def _idle(steps: list[phases.Step], graph: dict[str, phases.Phase]) -> list[outcome.Row]:
+    """Return how it is with the phases in which nothing is to be done, by one dry run on each host."""
+    wanted = look.wanted(steps, graph)
+    try:
+        # Salt prints what keeps it from publishing a job.
+        with contextlib.redirect_stdout(sys.stderr):
+            answers, runners = _look(wanted, [step.name for step in steps if step.kind == phases.RUNNER])
+    except Exception as err:  # noqa: BLE001 - a deploy does without it
+        _say(f"No {look.NAME}, every phase is run: {err or type(err).__name__}")
+        return []
+    for host in wanted.keys() - answers:
+        _say(f"No answer of {host} to the {look.NAME}: every phase of it is run")
+    return look.idle(steps, graph, answers, runners)
+
+
+def _look(wanted: dict[str, list[str]], functions: list[str]) -> tuple[dict[str, Any], dict[str, bool]]:
+    """Return the answers to the dry runs of hosts, and of each runner function whether it has nothing to do."""
+    digest = deploying.modules_digest(__opts__["file_roots"]["base"])
+    with salt.client.get_local_client(__opts__["conf_file"]) as client:
+        job = client.run_job(list(wanted), look.FUNCTION, [wanted, digest], tgt_type="list", listen=True)
+        if not job.get("jid"):
+            raise PlatformError("The master has published no job")
+        # What the master itself has to do is looked at while the hosts are at work.
+        runners = {name: _nothing_to_do(name) for name in functions}
+        # A host that is down is not awaited for as long as a phase awaits it: the first step of the deploy does that.
+        limits = {"timeout": 5, "gather_job_timeout": 15}
+        found = client.get_iter_returns(job["jid"], job["minions"], tgt=list(wanted), tgt_type="list", **limits)
+        return {host: answer.get("ret") for row in found for host, answer in row.items()}, runners
+
+
+def _nothing_to_do(name: str) -> bool:
+    """Return whether the dry run of a runner function finds nothing to do."""
+    try:
+        with tables.silent():
+            state = outcome.of_runner(name, __salt__[name](test=True), test=True)
+    except Exception:  # noqa: BLE001 - it is run then, and says itself what is wrong
+        return False
+    finally:
+        # Whatever it says of itself, the deploy has not failed.
+        __context__.pop("retcode", None)
+    return state["result"] is True
+
+
+def _orchestrate(
+    graph: dict[str, phases.Phase], pillar: dict[str, Any], chosen: list[str], limit: list[str], test: bool
+) -> tuple[list[outcome.Row], list[outcome.Failure]]:
+    """Run the orchestration of these phases, and return how each step went."""
+    steps = phases.plan(graph, pillar["platform"]["hosts"], chosen, limit) if chosen else []
+    if not steps:
+        return [], []
+    answer = __salt__["state.orchestrate"]("orch.deploy", test=test or None, pillar={"phases": chosen, "limit": limit})
+    return outcome.rows(steps, outcome.by_id(answer))
 
 
 def _keys(hosts: list[str]) -> dict[str, str]:

@@ -7,15 +7,13 @@ the proxy keep its hash.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from aiplatform import api_keys, services, settings, sites, tables, vault_master, vault_pki
+from aiplatform import api_keys, services, settings, shown_once, sites, tables, vault_master, vault_pki
 from aiplatform.errors import PlatformError
 
 __func_alias__ = {"list_": "list"}
-TERMINAL = Path("/dev/tty")
+NO_PLACE = "There is no place to show the key, and none was made"
 
 
 def create(name: str, slots: list[int | str] | int | str | None = None, file: str = "") -> dict[str, Any]:
@@ -36,7 +34,7 @@ def create(name: str, slots: list[int | str] | int | str | None = None, file: st
         salt-run api_key.create ci-tests slots=3,4
         salt-run api_key.create wiki slots=1,embedding file=wiki.key
     """
-    return _answered(lambda: _create(name, _slots(slots), file))
+    return tables.answered(__opts__, __context__, lambda: _create(name, _slots(slots), file))
 
 
 def list_() -> dict[str, Any]:
@@ -48,7 +46,7 @@ def list_() -> dict[str, Any]:
 
         salt-run api_key.list
     """
-    return _answered(_list)
+    return tables.answered(__opts__, __context__, _list)
 
 
 def revoke(name: str) -> dict[str, Any]:
@@ -60,14 +58,14 @@ def revoke(name: str) -> dict[str, Any]:
 
         salt-run api_key.revoke ci-tests
     """
-    return _answered(lambda: _revoke(name))
+    return tables.answered(__opts__, __context__, lambda: _revoke(name))
 
 
 def _create(name: str, slots: list[int | str] | None, file: str) -> tuple[dict[str, Any], str]:
     pillar = settings.load(__opts__)
     key, row = api_keys.new(name, slots, sites.routes(pillar)["models"])
-    place = Path(file) if file else TERMINAL
-    handle = _opened(place, new=bool(file))
+    # Opened before there is a key, so that none is made that nobody gets.
+    place, handle = shown_once.place(file), shown_once.opened(file, NO_PLACE)
     try:
         _store(pillar).add(name, row)
     except PlatformError:
@@ -85,7 +83,7 @@ def _create(name: str, slots: list[int | str] | None, file: str) -> tuple[dict[s
 def _list() -> tuple[dict[str, Any], str]:
     rows = _store(settings.load(__opts__)).rows()
     listed = [(name, _listed(row.get("slots")), row.get("created", "")) for name, row in sorted(rows.items())]
-    data = {name: {"slots": row.get("slots") or "all", "created": row.get("created", "")} for name, row in rows.items()}
+    data = {name: {"slots": row.get("slots", "all"), "created": row.get("created", "")} for name, row in rows.items()}
     return {"retcode": 0, "keys": data}, tables.table(["key", "slots", "created"], listed) or "There are no keys."
 
 
@@ -94,21 +92,6 @@ def _revoke(name: str) -> tuple[dict[str, Any], str]:
     _store(pillar).remove(name)
     told = _refresh(pillar)
     return {"retcode": int(bool(told)), "name": name, "proxies": told}, f"Key {name} is revoked.\n{_problem(told)}"
-
-
-def _opened(place: Path, new: bool) -> int:
-    """Open where the key goes before there is one, so that none is made that nobody gets."""
-    flags = os.O_WRONLY | (os.O_CREAT | os.O_EXCL if new else os.O_NOCTTY)
-    try:
-        return os.open(place, flags, 0o600)
-    except OSError as err:
-        raise PlatformError(
-            "There is no place to show the key, and none was made",
-            where=str(place),
-            expected="a new file" if new else "a terminal",
-            actual=err.strerror,
-            hint="name a new file with file=/path, or run this at a terminal",
-        ) from err
 
 
 def _store(pillar: dict[str, Any]) -> api_keys.Store:
@@ -124,26 +107,16 @@ def _refresh(pillar: dict[str, Any]) -> dict[str, str]:
 
 def _slots(value: list[int | str] | int | str | None) -> list[int | str] | None:
     """Return slots given as a list, a number or text with commas; numbers as numbers."""
-    if value is None or value == "":
+    if value is None:
         return None
     parts = value if isinstance(value, list) else str(value).split(",")
     return [int(part) if str(part).strip().isdigit() else str(part).strip() for part in parts]
 
 
 def _listed(slots: list[int | str] | None) -> str:
-    return ", ".join(map(str, slots)) if slots else "all"
+    return "all" if slots is None else ", ".join(map(str, slots))
 
 
 def _problem(told: dict[str, str]) -> str:
     lines = [f"{host} does not know of it yet: {text}" for host, text in told.items()]
     return "\n".join([*lines, "Apply the state nginx there: salt <host> state.apply nginx"]) if lines else ""
-
-
-def _answered(run: Callable[[], tuple[dict[str, Any], str]]) -> dict[str, Any]:
-    tables.hush()
-    try:
-        data, text = run()
-    except PlatformError as err:
-        data, text = {"retcode": 1, "error": str(err)}, f"Refused: {err}"
-    __context__["retcode"] = data["retcode"]
-    return tables.answer(__opts__, data, text)

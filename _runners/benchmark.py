@@ -146,7 +146,7 @@ def history(model: str | None = None) -> dict[str, Any]:
     tables.hush()
     try:
         pillar = settings.load(__opts__)
-        lines = histories.points(_documents(settle.Places.of(__opts__, pillar).reports))
+        lines = histories.points(report_files.earlier(settle.Places.of(__opts__, pillar).reports))
         if model is not None:
             lines = {_known_model(model, lines): lines[_known_model(model, lines)]}
     except PlatformError as err:
@@ -177,10 +177,6 @@ def compare(old: str | None = None, new: str | None = None) -> dict[str, Any]:
     except PlatformError as err:
         return _refused(err)
     return tables.answer(__opts__, found, report_text.compared(found))
-
-
-def _documents(folder: Path) -> list[dict[str, Any]]:
-    return [report_files.read(path) for path in report_files.runs(folder)]
 
 
 def _known_model(model: str, lines: dict[str, Any]) -> str:
@@ -236,9 +232,10 @@ def _overridden(pillar: dict[str, Any], overrides: dict[str, Any]) -> dict[str, 
 
 def _choose(pillar: dict[str, Any], test: bool) -> dict[str, Any]:
     hosts = list(services.hosts_of(pillar, "ai_server"))
-    if test and _unmeasured(hosts):
+    answers = _answers(hosts, test)
+    if test and not all(map(_measured, answers.values())):
         return {"changes": settle.LATER, "comment": "Would be chosen anew"}
-    chosen = settle.settle(pillar, _results(hosts), settle.Places.of(__opts__, pillar), test)
+    chosen = settle.settle(pillar, _results(answers), settle.Places.of(__opts__, pillar), test)
     if chosen["selection"] != pillar["selection"] and not test:
         _refresh_pillar(hosts)
     return chosen | {"pillar": pillar}
@@ -249,20 +246,29 @@ def _refresh_pillar(hosts: list[str]) -> None:
     __salt__["salt.execute"](hosts, "saltutil.refresh_pillar", kwarg={"wait": True}, tgt_type="list")
 
 
-def _unmeasured(hosts: list[str]) -> bool:
-    """Return whether any host would still measure something; one that cannot say yet would."""
-    _refresh_pillar(hosts)
-    plans = __salt__["salt.execute"](hosts, "benchmark.plan", tgt_type="list")
-    missing = __salt__["salt.execute"](hosts, "benchmark.to_be_pulled", tgt_type="list")
-    ready = [
-        isinstance(plans.get(host), dict) and not plans[host]["measure"] and missing.get(host) == [] for host in hosts
-    ]
-    return not all(ready)
+def _answers(hosts: list[str], test: bool) -> dict[str, Any]:
+    """Return what each host has measured and, in a dry run, would: ``{host: {function: answer}}``, or a text."""
+    functions = ["benchmark.results"]
+    if test:
+        _refresh_pillar(hosts)
+        functions += ["benchmark.plan", "benchmark.to_be_pulled"]
+    # One job: each costs a round trip.
+    found = __salt__["salt.execute"](hosts, functions, [[] for _ in functions], tgt_type="list")
+    return {host: found.get(host, "no answer") for host in hosts}
 
 
-def _results(hosts: list[str]) -> dict[str, dict[str, Any]]:
-    answers = __salt__["salt.execute"](hosts, "benchmark.results", tgt_type="list")
-    bad = {host: answers.get(host, "no answer") for host in hosts if not isinstance(answers.get(host), dict)}
+def _measured(answer: Any) -> bool:
+    """Return whether a host has nothing left to measure; one that cannot say yet has."""
+    plan = answer.get("benchmark.plan") if isinstance(answer, dict) else None
+    return isinstance(plan, dict) and not plan["measure"] and answer.get("benchmark.to_be_pulled") == []
+
+
+def _results(answers: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    found = {
+        host: answer.get("benchmark.results", "no answer") if isinstance(answer, dict) else answer
+        for host, answer in answers.items()
+    }
+    bad = {host: result for host, result in found.items() if not isinstance(result, dict)}
     if bad:
         raise PlatformError(
             "The measured figures cannot be had",
@@ -271,7 +277,7 @@ def _results(hosts: list[str]) -> dict[str, dict[str, Any]]:
             actual="; ".join(str(text).strip().rpartition("\n")[2] for text in bad.values()),
             hint="is the ollama phase done on these hosts?",
         )
-    return {host: answers[host] for host in hosts}
+    return found
 
 
 def _names(value: list[str] | str | None) -> list[str]:

@@ -1,10 +1,11 @@
-"""Keycloak from the master's side: what others learn of it by Vault."""
+"""Keycloak from the master's side: what others learn of it by Vault, and how the first person gets in."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-from aiplatform import keycloak, settings, vault_content, vault_master
+from aiplatform import keycloak, settings, shown_once, tables, vault_content, vault_master
 from aiplatform.errors import PlatformError
 from aiplatform.states import converge
 
@@ -42,3 +43,42 @@ def publish(test: bool = False) -> dict[str, Any]:
     result = converge("keycloak oidc_url", plan=plan, apply=lambda: write(dry=False), test=test)
     __context__["retcode"] = int(result["result"] is False)
     return result
+
+
+def first_password(file: str = "", console: bool = False) -> dict[str, Any]:
+    """Give the password of the first sign-in, out of Vault by the master's own login: it is in no answer or job cache.
+
+    file
+        A new file on the master for it, readable by its owner only; on the terminal where it is left out.
+
+    console
+        That of Keycloak's own administrator instead, for its console.
+
+    The first user has to change it at once; from then on the one in Vault is of no use.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run keycloak.first_password
+        salt-run keycloak.first_password file=first.password
+        salt-run keycloak.first_password console=True
+    """
+    return tables.answered(__opts__, __context__, lambda: _first_password(file, console))
+
+
+def _first_password(file: str, console: bool) -> tuple[dict[str, Any], str]:
+    pillar = settings.load(__opts__)
+    user, secret = keycloak.first_sign_in(pillar, console)
+    path, key = secret.split(":")
+    mount, whole = pillar["vault"]["mount"], f"{pillar['platform']['slug']}/{path}"
+    password = vault_content.read(vault_master.client(__opts__, pillar), mount, whole).get(key)
+    if not password:
+        raise PlatformError(
+            f"Vault has no password of {user}",
+            where=f"{mount}/{whole}, key {key}",
+            hint="salt-run vault_server.bootstrap makes it, the state keycloak gives it to the user",
+        )
+    with os.fdopen(shown_once.opened(file, "There is no place to show the password"), "w") as stream:
+        stream.write(f"{password}\n")
+    return {"retcode": 0, "user": user, "file": file or None}, f"Password of {user}, in {shown_once.place(file)}.\n"

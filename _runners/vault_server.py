@@ -154,10 +154,10 @@ def setup_master(config: str = vault_master.DEFAULT_CONFIG, test: bool = False) 
 
         salt-run vault_server.setup_master
     """
-    pillar = _settings()
-    address, port = _address(pillar)
 
     def run(dry: bool) -> dict[str, Any]:
+        pillar = _settings()
+        address, port = _address(pillar)
         return dict(vault_master.set_up(address, port, pillar["vault"]["key_store"], config, test=dry))
 
     return _reported(converge(config, plan=lambda: run(True), apply=lambda: run(False), test=test))

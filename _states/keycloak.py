@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aiplatform import keycloak
+from aiplatform import files, keycloak
 from aiplatform.errors import PlatformError
 from aiplatform.states import converge
 
@@ -12,7 +12,7 @@ from aiplatform.states import converge
 def admin_password(name: str, secret: str, previous: str) -> dict[str, Any]:
     """Keycloak's administrator has the password that is in Vault.
 
-    A Keycloak that does not run yet gets it with its first start. One that has the earlier one is told the new one.
+    One that has just been made has it. Another is told the new one, for which the one before is needed.
 
     name
         The administrator's name.
@@ -21,7 +21,7 @@ def admin_password(name: str, secret: str, previous: str) -> dict[str, Any]:
         ``<path>:<key>`` in pillar ``vault.secrets``.
 
     previous
-        The container's file of secrets, which still has the earlier password.
+        The file with the password that Keycloak has; it is written anew after this state, and not where this one fails.
 
     .. code-block:: yaml
 
@@ -29,30 +29,31 @@ def admin_password(name: str, secret: str, previous: str) -> dict[str, Any]:
           keycloak.admin_password:
             - name: admin
             - secret: keycloak:admin_password
-            - previous: /etc/ai-platform-containers/keycloak/secrets.env
+            - previous: /etc/ai-platform-containers/keycloak-admin
     """
-    known: dict[str, str] = {}
+    old = files.text_of(previous)
 
     def plan() -> dict[str, Any]:
-        call = __salt__["keycloak_admin.admin_password_fits"]
-        known["old"] = __salt__["keycloak_admin.previous_admin_password"](previous)
-        wanted = _secret(secret)
-        if not known["old"] or known["old"] == wanted or not __salt__["keycloak_admin.answers"]():
+        fits, wanted = __salt__["keycloak_admin.admin_password_fits"], _secret(secret)
+        change = {"password": {"old": "as before", "new": "changed"}}
+        if old == wanted:
             return {}
-        if call(wanted):
+        if __opts__["test"] and not __salt__["keycloak_admin.answers"]():
+            return change if old else {}
+        if fits(wanted):
             return {}
-        if not call(known["old"]):
+        if not (old and fits(old)):
             raise PlatformError(
                 "Keycloak takes neither the administrator's password in Vault nor the one before it",
                 where=name,
                 hint="docs/keycloak.md, 'When the administrator cannot sign in'",
             )
-        return {"password": {"old": "as before", "new": "changed"}}
+        return change
 
     return converge(
         name,
         plan=plan,
-        apply=lambda: __salt__["keycloak_admin.change_admin_password"](known["old"], _secret(secret)),
+        apply=lambda: __salt__["keycloak_admin.change_admin_password"](old, _secret(secret)),
         test=__opts__["test"],
     )
 
@@ -179,7 +180,8 @@ def user_present(
 ) -> dict[str, Any]:
     """A realm has a user with these settings and at least these roles.
 
-    The password of one who is there is left alone, unless ``password`` says which one it is.
+    The password of one who is there is left alone, unless ``password`` says which one it is, or ``first_password`` was
+    not changed yet.
 
     name
         The user's name.
@@ -194,10 +196,11 @@ def user_present(
         Realm roles to have.
 
     first_password
-        ``<path>:<key>`` in pillar ``vault.secrets``: to be changed at the first sign-in.
+        ``<path>:<key>`` in pillar ``vault.secrets``: to be changed at the first sign-in; until then it follows Vault.
 
     password
-        ``<path>:<key>`` likewise: what the user signs in with, now and after each change in Vault.
+        ``<path>:<key>`` likewise: what the user signs in with, now and after each change in Vault. Whom wrong passwords
+        have locked out is let in again.
 
     .. code-block:: yaml
 
@@ -214,11 +217,14 @@ def user_present(
         present = _now("user", realm, name)
         found = keycloak.differences(present, settings, "user")
         lacking = keycloak.missing_roles(__salt__["keycloak_admin.user_roles"](realm, name), roles) if present else {}
-        changed = {"password": {"old": "as before", "new": "changed"}}
-        return found | lacking | (changed if present and password and not fits() else {})
+        known = password or (first_password if keycloak.awaits_first_sign_in(present) else None)
+        return found | lacking | (entry(known) if present and known else {})
 
-    def fits() -> bool:
-        return bool(__salt__["keycloak_admin.user_password_fits"](realm, name, _secret(password)))
+    def entry(known: str) -> dict[str, Any]:
+        if __salt__["keycloak_admin.user_locked"](realm, name):
+            return {"lock": {"old": "locked out by wrong passwords", "new": "let in again"}}
+        fits = __salt__["keycloak_admin.user_password_fits"](realm, name, _secret(known))
+        return {} if fits else {"password": {"old": "as before", "new": "changed"}}
 
     def write() -> None:
         first = _secret(first_password) if first_password else None

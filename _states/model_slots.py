@@ -50,15 +50,22 @@ def served(name: str, warmup: str = "") -> dict[str, Any]:
           model_slots.served:
             - name: node1
             - warmup: /etc/ai-platform/warmup-node1.json
+
+    Where it fails half-way, its changes are those that were made before.
     """
     phases: list[dict[str, Any]] = []
-    state = converge(
-        name,
-        plan=lambda: _chosen_later() or _differences(name, warmup),
-        apply=lambda: phases.extend(_serve(name)),
-        test=__opts__["test"],
-    )
-    return state | {"comment": rotation.phase_text(phases)} if phases and state["result"] else state
+    planned: dict[str, Any] = {}
+
+    def plan() -> dict[str, Any]:
+        if later := _chosen_later():
+            return later
+        planned.update(_differences(name, warmup))
+        return planned
+
+    state = converge(name, plan, lambda: phases.extend(_serve(name)), __opts__["test"])
+    if planned and state["result"] is False:
+        return state | {"changes": __salt__["model_slots.made"](name, planned)}
+    return state | {"comment": rotation.phase_text(phases)} if phases else state
 
 
 def warmed(name: str, instance: str) -> dict[str, Any]:

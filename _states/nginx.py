@@ -6,7 +6,7 @@ from typing import Any
 
 from salt.exceptions import CommandExecutionError
 
-from aiplatform.states import converge
+from aiplatform.states import converge, foreseen
 
 
 def certificate_valid(name: str) -> dict[str, Any]:
@@ -73,7 +73,18 @@ def _certificate() -> dict[str, Any]:
 
 def _unloaded() -> dict[str, Any]:
     has, wants = __salt__["nginx.loaded"](), __salt__["nginx.wanted"]()
+    if _foreseen():
+        wants = "other files"
     return {} if has == wants else {"configuration": {"old": has[:12] or None, "new": wants[:12]}}
+
+
+def _foreseen() -> bool:
+    """Whether this dry run has found that a file which NGINX loads would be another one."""
+    if not __opts__["test"]:
+        return False
+    rows, context = globals().get("__running__", {}), __salt__["nginx.context"]()
+    own = (f"{context['folder']}/{name}" for name in ("lua", "upstream-authority.pem"))
+    return foreseen(rows, context["config"], context["certificate"], *own)
 
 
 def _keys_reason() -> str:

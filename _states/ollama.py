@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from aiplatform import gate, instances, tuning
-from aiplatform.states import converge
+from aiplatform.errors import PlatformError
+from aiplatform.states import converge, foresees, holds
 
 
 def installed(name: str) -> dict[str, Any]:
@@ -26,6 +27,36 @@ def installed(name: str) -> dict[str, Any]:
         apply=lambda: __salt__["ollama_release.install"](),
         test=__opts__["test"],
     )
+
+
+def port_is_free(name: str) -> dict[str, Any]:
+    """Nobody has an instance's port but the host's own Ollama, which has it already or leaves it in this run.
+
+    Changes nothing; says who.
+
+    name
+        The instance.
+
+    .. code-block:: yaml
+
+        ollama-node1-port:
+          ollama.port_is_free:
+            - name: node1
+            - failhard: true
+    """
+
+    def refuse() -> None:
+        found = __salt__["ollama.port_holders_of"](name)
+        if found:
+            raise PlatformError(
+                f"The port of instance {name} is taken, and nothing was changed",
+                where=f"ollama.instances.{name}.port",
+                expected="a port that nobody else listens on",
+                actual=f"held by {'; '.join(found)}",
+                hint="name another port in pillar, or stop who holds it (systemctl disable --now <unit>, docker stop)",
+            )
+
+    return holds(name, refuse, __opts__["test"])
 
 
 def in_use(name: str, instances: dict[str, dict[str, str]], timeout: float = 120) -> dict[str, Any]:
@@ -60,8 +91,12 @@ def in_use(name: str, instances: dict[str, dict[str, str]], timeout: float = 120
     )
 
 
-def ready(name: str, url: str, version: str, timeout: float = 120) -> dict[str, Any]:
+def ready(
+    name: str, url: str, version: str, timeout: float = 120, log_command: str = "", unit: str = ""
+) -> dict[str, Any]:
     """An instance answers, with this version. Changes nothing; waits for it.
+
+    A dry run that foresees no change waits, too.
 
     name
         The instance, for the reader.
@@ -69,8 +104,17 @@ def ready(name: str, url: str, version: str, timeout: float = 120) -> dict[str, 
     url
         Its base URL.
 
+    version
+        What it has to answer; empty: any.
+
     timeout
         Seconds to wait.
+
+    log_command
+        What shows its log on the host, for the error; empty: the journal of a native instance.
+
+    unit
+        The systemd unit that has to be the one who answers; empty: whoever does.
 
     .. code-block:: yaml
 
@@ -79,10 +123,17 @@ def ready(name: str, url: str, version: str, timeout: float = 120) -> dict[str, 
             - name: node1
             - url: http://127.0.0.1:11434
             - version: 0.17.4
+            - unit: ollama.service
     """
-    if __opts__["test"]:
+    rows = globals().get("__running__", {})  # Salt gives it to the states of a run
+    if __opts__["test"] and foresees(rows):
         return converge(name, dict, dict, True) | {"comment": f"A real run waits for {url}"}
-    return converge(name, plan=lambda: gate.passed(name, url, version, timeout) or {}, apply=dict, test=False)
+    return converge(
+        name,
+        plan=lambda: gate.passed(name, url, version, timeout, log_command=log_command, unit=unit) or {},
+        apply=dict,
+        test=False,
+    )
 
 
 def up_to_date(name: str, environment: dict[str, str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from aiplatform.states import converge, holds
 
 
 def port_is_free(name: str) -> dict[str, Any]:
-    """Nobody but a profile's own container has its port. Changes nothing; says who has it.
+    """Nobody has a profile's port but its own container, or one that leaves it in this run. Changes nothing; says who.
 
     name
         The profile.
@@ -77,6 +77,9 @@ def models_present(name: str) -> dict[str, Any]:
 
 def no_others(name: str) -> dict[str, Any]:
     """Containers of profiles that this host does not run any more are gone. Their volumes, and the models, stay.
+
+    So is one that has a port which another profile was given: its own state makes it anew, on its own new port. Where
+    Ollama runs natively, all of them are.
 
     .. code-block:: yaml
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import salt.utils.event
 
-from aiplatform import checks, deploy, hostcheck, tables
+from aiplatform import checks, deploy, hostcheck, outcome, tables
 
-# Under this name a minion keeps which modules it has, next to them in its cache.
-DIGEST = "ai_platform_modules"
 # A minion that has other modules starts anew: its process keeps the Python packages that its beacons have imported, and
-# every job inherits them. A moment later, so that this job still answers.
-RESTART = "systemd-run --quiet --on-active=1 systemctl restart salt-minion"
+# every job inherits them. A moment later, so that this job still answers; without the accuracy systemd takes up to a
+# minute for that moment.
+RESTART = "systemd-run --quiet --on-active=1 --timer-property=AccuracySec=50ms systemctl restart salt-minion"
 RESTART_SECONDS = 90
 
 
@@ -39,8 +38,8 @@ def minions(name: str, hosts: list[str]) -> dict[str, Any]:
     """
     wanted = deploy.modules_digest(__opts__["file_roots"]["base"])
     # One job for both questions: each costs a round trip in every deploy.
-    answers = _ask(hosts, ["data.get", "saltutil.is_running"], [[DIGEST], ["state.*"]])
-    running = {host: answer["saltutil.is_running"] for host, answer in answers.items()}
+    answers = _ask(hosts, ["data.get", "saltutil.running"], [[deploy.DIGEST], []])
+    running = {host: hostcheck.state_jobs(answer["saltutil.running"]) for host, answer in answers.items()}
     busy = [hostcheck.other_states(jobs).on(host) for host, jobs in running.items() if jobs]
     if busy:
         return {"name": name, "result": False, "changes": {}, "comment": "\n".join(map(checks.sentence, busy))}
@@ -68,9 +67,10 @@ def _bring(behind: dict[str, bool], digest: str) -> tuple[list[str], list[str]]:
     lost = [host for host in behind if host not in synced]
     older = _services([host for host in synced if behind[host]])
     # What a dry run does not restart still counts as behind, for the next run to do it.
-    waiting = older if __opts__["test"] else []
-    _ask([host for host in synced if host not in waiting], "data.update", [DIGEST, digest])
-    return (lost, waiting) if __opts__["test"] else (lost + _restart(older), [])
+    waiting, still_older = (older, []) if __opts__["test"] else ([], _restart(older))
+    # Last: one that was not restarted, as where the deploy is killed before that, is behind for the next run too.
+    _ask([host for host in synced if host not in (*waiting, *still_older)], "data.update", [deploy.DIGEST, digest])
+    return [*lost, *still_older], waiting
 
 
 def _ask(hosts: list[str], function: str | list[str], arguments: list[Any] | None = None) -> dict[str, Any]:
@@ -130,20 +130,4 @@ def runner(name: str, **kwargs: Any) -> dict[str, Any]:
     """
     with tables.silent():
         out = __salt__["saltutil.runner"](name, full_return=True, test=bool(__opts__["test"]), **kwargs)
-    return _state(name, out.get("return", out), bool(__opts__["test"]))
-
-
-def _state(name: str, answer: Any, test: bool) -> dict[str, Any]:
-    if not isinstance(answer, dict):
-        return {"name": name, "result": False, "changes": {}, "comment": _last_line(answer)}
-    content = answer.get("data", answer) if "outputter" in answer else answer
-    changes = content.get("changes", {})
-    good = content.get("result", True) is not False and not content.get("retcode", 0)
-    result = None if good and test and changes else good
-    return {"name": name, "result": result, "changes": changes, "comment": str(content.get("comment", ""))}
-
-
-def _last_line(answer: Any) -> str:
-    """Return what a runner that raised had to say: the end of its traceback."""
-    lines = [line for line in str(answer).splitlines() if line.strip()]
-    return lines[-1] if str(answer).startswith("Exception occurred") and lines else str(answer).strip()
+    return outcome.of_runner(name, out.get("return", out), bool(__opts__["test"]))

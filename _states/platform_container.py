@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 from aiplatform import containers
 from aiplatform.errors import PlatformError
-from aiplatform.states import converge
+from aiplatform.states import converge, foreseen
 
 
 def running(
@@ -174,7 +174,8 @@ def volume_present(name: str, uid: int, gid: int, device: str | None = None) -> 
         Whose it is; what lies in it already becomes theirs, too.
 
     device
-        A folder of the host that it is kept in; null: among Docker's own.
+        A folder of the host that it is kept in; null: among Docker's own. A volume that is kept in another place is
+        refused.
 
     .. code-block:: yaml
 
@@ -190,13 +191,30 @@ def volume_present(name: str, uid: int, gid: int, device: str | None = None) -> 
             return containers.volume_difference(None, None, uid, gid)
         have = __salt__["platform_volume.inspect"](name)
         owner = __salt__["platform_volume.owner"](name) if have else None
-        return containers.volume_difference(have, owner, uid, gid)
+        changes = containers.volume_difference(have, owner, uid, gid, device)
+        if "place" in changes:
+            _refuse_other_place(name, changes["place"], device)
+        return changes
 
     return converge(
         name,
         plan=plan,
         apply=lambda: __salt__["platform_volume.create"](name, uid, gid, device),
         test=__opts__["test"],
+    )
+
+
+def _refuse_other_place(name: str, place: dict[str, str], device: str | None) -> NoReturn:
+    move = (
+        f"or remove its containers (docker ps --all --filter volume={name}), mkdir -p {device}, "
+        f"cp -a {place['old']}/. {device}, docker volume rm {name}, and deploy again"
+    )
+    raise PlatformError(
+        "The volume is kept in another place; it is left as it is, and nothing is lost",
+        where=name,
+        expected=place["new"],
+        actual=place["old"],
+        hint=f"name that place again, {move if device else 'or another volume'}",
     )
 
 
@@ -252,13 +270,21 @@ def _present(name: str) -> bool:
 
 def _plan(name: str, parts: dict[str, Any], files: str | None, timeout: float) -> dict[str, Any]:
     have = __salt__["platform_container.inspect"](name) if _engine_is_there() else None
-    changes = containers.differences(have, parts, __salt__["platform_container.digests"](parts, files))
+    changes = containers.differences(have, parts, _digests(parts, files))
     if changes or have is None:
         return changes
-    if containers.health(have) == "starting" and not __opts__["test"]:
+    if containers.health(have) == "starting":
         __salt__["platform_container.wait_well"](name, timeout, files, _asks(parts))
         return {}
     return containers.repair(have)
+
+
+def _digests(parts: dict[str, Any], files: str | None) -> dict[str, str]:
+    """Return the hashes of what a container should be: in a dry run, of other files where they would be written."""
+    digests: dict[str, str] = __salt__["platform_container.digests"](parts, files)
+    rows = globals().get("__running__", {})  # Salt gives it to the states of a run
+    others = __opts__["test"] and files and foreseen(rows, files)
+    return digests | {"files": "others"} if others else digests
 
 
 def _apply(name: str, parts: dict[str, Any], files: str | None, timeout: float) -> None:

@@ -18,13 +18,20 @@ ln -sfn "$checkout/etc/master/master.d" /etc/salt/master.d
 for command in salt salt-call salt-cp salt-key salt-master salt-run salt-ssh; do
   ln -sfn "/opt/salt/bin/$command" "/usr/local/bin/$command"
 done
-salt-run --config-dir=/etc/salt --out=quiet vault_server.setup_master
+# Of what it says only an error is news.
+told=$(salt-run --config-dir=/etc/salt vault_server.setup_master) || {
+  echo "$told" >&2
+  exit 1
+}
 
 install -m 0644 "$checkout/etc/systemd/salt-master.service" /etc/systemd/system/salt-master.service
 systemctl daemon-reload
 systemctl enable --quiet salt-master.service
-now=$(cd "$checkout" && find etc _utils _pillar _runners _modules _output -type f ! -name '*.pyc' -print0 |
-  sort -z | xargs -0 sha256sum | sha256sum)
+now=$({
+  readlink -f /opt/salt
+  cd "$checkout"
+  find etc _utils _pillar _runners _modules _output -type f ! -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum
+} | sha256sum)
 if [ "$now" = "$(cat "$stamp" 2>/dev/null)" ] && systemctl --quiet is-active salt-master.service; then
   echo "salt-master runs with this configuration"
 else

@@ -6,7 +6,6 @@ import hashlib
 import re
 import shutil
 import sys
-import tarfile
 import threading
 import zipfile
 from pathlib import Path
@@ -119,8 +118,7 @@ def miniaudio(work: Path) -> Path:
     argv = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "miniaudio"]
     run([*argv, "--require-hashes", "-r", str(HEADER_LOCK), "-d", str(work)], log="build-ollama")
     archive = next(work.glob("miniaudio-*.tar.gz"))
-    with tarfile.open(archive) as tar:
-        tar.extractall(work, filter="data")
+    run(["tar", "-xzf", archive, "-C", work])  # Debian 12's own Python cannot filter what it unpacks
     return work / archive.name.removesuffix(".tar.gz")
 
 
@@ -149,14 +147,26 @@ def keycloak(version: str, target: Path) -> None:
     kept = folder("maven") / f"keycloak-quarkus-dist-{version}.zip"
     with _toolchain:
         if not kept.exists():
-            ensure_packages(["maven", "openjdk-17-jre-headless"], "Keycloak's package")
-            artifact = f"-Dartifact=org.keycloak:keycloak-quarkus-dist:{version}:zip"
-            run(["mvn", "-q", "dependency:copy", artifact, f"-DoutputDirectory={kept.parent}"], log="build-keycloak")
-    with kept.open("rb") as stream:
-        actual = hashlib.file_digest(stream, "sha256").hexdigest()
-    if actual != KEYCLOAK_SHA256:
-        raise LabError(f"{kept}: sha256 is {actual}, expected {KEYCLOAK_SHA256}. Remove it and run this again.")
-    shutil.copyfile(kept, target)
+            maven("org.keycloak:keycloak-quarkus-dist", version, kept)
+        with kept.open("rb") as stream:
+            actual = hashlib.file_digest(stream, "sha256").hexdigest()
+        if actual != KEYCLOAK_SHA256:
+            kept.unlink()
+            raise LabError(
+                f"{kept.name}: sha256 is {actual}, expected {KEYCLOAK_SHA256}. It is removed: run this again.\n"
+                "If it stays so, remove Maven's own copy: ~/.m2/repository/org/keycloak/keycloak-quarkus-dist"
+            )
+        shutil.copyfile(kept, target)
+
+
+def maven(name: str, version: str, target: Path) -> None:
+    """Put a zip of Maven's where ``target`` says, under that name only when it is whole."""
+    ensure_packages(["maven", "openjdk-17-jre-headless"], "Keycloak's package")
+    work = folder("work", "maven")
+    shutil.rmtree(work)
+    argv = ["mvn", "-q", "dependency:copy", f"-Dartifact={name}:{version}:zip", f"-DoutputDirectory={work}"]
+    run(argv, log="build-keycloak")
+    next(work.iterdir()).replace(target)
 
 
 def coredns(version: str, work: Path) -> Path:

@@ -67,19 +67,19 @@ def run_command(args: argparse.Namespace) -> int:
     if args.command == "restart":
         topology.restart(host)
         return 0
-    words = ["bash", "-l"] if args.command == "shell" else [word for word in args.words if word != "--"]
+    words = ["bash", "-l"] if args.command == "shell" else args.words
+    if words[:1] == ["--"]:
+        words = words[1:]  # ends the lab's own; a further one is the command's
     flags = ["-it"] if sys.stdin.isatty() else ["-i"]
     return subprocess.run(["docker", "exec", *flags, host.container, *words], check=False).returncode
 
 
 def artifact_steps() -> list[Step]:
-    """What is downloaded, built or computed; it needs no engine and no hosts."""
+    """What the hosts need that is downloaded, built or computed; it needs no engine and no hosts."""
     base = models.base_step()
     return [
         images.wheels_step(),
         *map(artifacts.step, artifacts.ALL),
-        packages.step(),
-        packages.keycloak_step(),
         base,
         replace(models.variants_step(), needs=(base.title,)),
         models.embedding_step(),
@@ -131,9 +131,9 @@ def up(no_deploy: bool) -> int:
 
 
 def get_artifacts() -> int:
-    """``lab artifacts``: no engine and no hosts are needed for it."""
+    """``lab artifacts``: all of that, and the servers that only tests use."""
     with lock("artifacts"):
-        seconds = run_steps(artifact_steps())
+        seconds = run_steps([*artifact_steps(), packages.step(), packages.keycloak_step()])
     print(f"Artifacts are ready after {elapsed(seconds)}.")
     return 0
 
@@ -145,5 +145,6 @@ def down() -> int:
             print("No container engine answers: there is nothing to remove.")
             return 0
         print(topology.down())
+        images.remove_builders()
         print(machine.stop_engine())
     return 0

@@ -17,7 +17,7 @@ from typing import Any
 import requests
 
 from lab import artifacts, builds, images, machine
-from lab.process import docker, run
+from lab.process import docker, last_line, run
 from lab.settings import (
     COREDNS_VERSION,
     KEYCLOAK_VERSION,
@@ -172,7 +172,7 @@ def obtain(image: Container) -> str:
         run(["skopeo", "inspect", "--raw", upstream], timeout=TRY_SECONDS)
         reason = ""
     except LabError as err:
-        reason = str(err).splitlines()[-1].strip(" |")[-120:]
+        reason = last_line(err)
     if not reason:
         digest, origin, told = copy(image, upstream), "upstream", "upstream's image"
     else:

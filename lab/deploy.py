@@ -27,6 +27,7 @@ TARGET = "/srv/ai-platform"
 PILLAR = "/srv/pillar"
 STAMP = "/var/lib/lab"
 KEY_SECONDS = 60
+PIPE_SECONDS = 120
 PORTS = 2
 PKI = "/etc/salt/pki/master"
 AUTHORIZED = "/home/admin/.ssh/authorized_keys"
@@ -44,9 +45,19 @@ def put(host: Host, files: dict[str, bytes], mode: int = 0o644) -> None:
 
 
 def pipe(host: Host, archive: bytes, target: str) -> None:
-    """Unpack an archive on a host."""
+    """Unpack an archive on a host.
+
+    Raises:
+        LabError: it was refused, or took longer than ``PIPE_SECONDS``.
+    """
     argv = ["docker", "exec", "-i", host.container, "tar", "--no-same-owner", "-xf", "-", "-C", target]
-    done = subprocess.run(argv, input=archive, capture_output=True, check=False, timeout=120)
+    try:
+        done = subprocess.run(argv, input=archive, capture_output=True, check=False, timeout=PIPE_SECONDS)
+    except subprocess.TimeoutExpired as err:
+        raise LabError(
+            f"{host.name}: files were not written to {target} in {PIPE_SECONDS} s. "
+            "Look at it with make lab-status, then run this again."
+        ) from err
     if done.returncode:
         raise LabError(f"{host.name}: files were not written to {target}: {done.stderr.decode().strip()}")
 

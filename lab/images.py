@@ -12,14 +12,15 @@ from pathlib import Path
 
 from aiplatform import venv
 from lab import machine
-from lab.process import docker, run
+from lab.process import docker, last_line, run
 from lab.settings import CHECKOUT, LAB, PREFIX, LabError, cache, folder
 from lab.steps import Step
 
 BASE = "debian:bookworm"
 BASE_TAG = f"{PREFIX}/base:bookworm"
 BUILDER = f"{PREFIX}-build-"
-PULL_SECONDS = 20
+ANSWER_SECONDS = 20
+PULL_SECONDS = 900
 CERTIFICATES = Path("/usr/local/share/ca-certificates")
 REQUIREMENTS = CHECKOUT / "requirements" / "salt.txt"
 MASTER_REQUIREMENTS = CHECKOUT / "requirements" / "master.txt"
@@ -124,23 +125,28 @@ def remove_builders() -> None:
 def base() -> str:
     """Get a plain Debian: upstream's image where it can be pulled, else by debootstrap."""
     try:
-        run(["docker", "pull", "--quiet", BASE], timeout=PULL_SECONDS)
-        docker("tag", BASE, BASE_TAG)
-    except LabError:
-        debootstrap()
-        return f"Debian by debootstrap ({BASE} cannot be pulled)"
+        # The engine says something as soon as a registry has answered.
+        run(["docker", "pull", BASE], answer=ANSWER_SECONDS, timeout=PULL_SECONDS)
+    except LabError as err:
+        reason = last_line(err)
+        debootstrap(reason)
+        return f"Debian by debootstrap ({BASE} cannot be pulled: {reason})"
+    docker("tag", BASE, BASE_TAG)
     return f"upstream's {BASE}"
 
 
-def debootstrap() -> None:
+def debootstrap(reason: str) -> None:
     """Make Debian's smallest system from its packages.
 
+    Args:
+        reason: why upstream's image cannot be had.
+
     Raises:
-        LabError: not root; the message of the engine's pull is then no help either.
+        LabError: not root.
     """
     machine.ensure_packages(["debootstrap"], "The host image")
     if not machine.is_root():
-        raise LabError(f"{BASE} cannot be pulled here, and debootstrap needs root: run make lab as root.")
+        raise LabError(f"{BASE} cannot be pulled ({reason}), and debootstrap needs root: run make lab as root.")
     tree = folder("work", "debian")
     clear(tree)
     mirror = machine.debian_mirror()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -156,7 +155,11 @@ def reaped(pid: int) -> bool:
 
 
 def stop_engine() -> str:
-    """Stop the engine if the lab started it and nobody else's containers run on it."""
+    """Stop the engine if the lab started it and nobody else's containers run on it.
+
+    Raises:
+        LabError: it does not stop.
+    """
     pid = own_engine()
     if pid is None:
         return "the engine is not the lab's: left running"
@@ -164,8 +167,13 @@ def stop_engine() -> str:
     if others:
         return f"left running: {len(others)} containers that are not the lab's run on it"
     os.kill(pid, signal.SIGTERM)
-    with contextlib.suppress(WaitTimeoutError):
+    try:
         wait.until(lambda: reaped(pid) or own_engine() is None, ENGINE_WAIT, 0.2)
+    except WaitTimeoutError as err:
+        raise LabError(
+            f"The engine that the lab started (process {pid}) still runs {ENGINE_WAIT} s after it was told to stop; "
+            f"its log: {folder('logs') / 'dockerd.log'}\nRun make lab-down again; if it stays, end it: kill -9 {pid}"
+        ) from err
     pid_file().unlink(missing_ok=True)
     return "the engine that the lab started is stopped"
 

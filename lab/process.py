@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shlex
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import IO
 
 from lab.settings import LabError, folder
 
+SHOWN = 120
 _running: set[subprocess.Popen[str]] = set()
 _guard = threading.RLock()  # the handler of a signal may come while its own thread holds it
 _ending = threading.Event()
@@ -27,6 +29,7 @@ def run(
     env: Mapping[str, str] | None = None,
     stdin: str | None = None,
     check: bool = True,
+    answer: float | None = None,
     timeout: float | None = None,
 ) -> str:
     """Run a command and return its standard output.
@@ -38,6 +41,7 @@ def run(
         env: variables set for it, besides this process's own.
         stdin: text for its standard input.
         check: whether an exit code other than 0 is an error.
+        answer: seconds after which it is ended if it has said nothing; not with ``log``.
         timeout: seconds after which it is ended.
 
     Raises:
@@ -48,18 +52,32 @@ def run(
     try:
         pipe = target or subprocess.PIPE
         feed = subprocess.DEVNULL if stdin is None else subprocess.PIPE
-        with command(words, stdin=feed, stdout=pipe, stderr=pipe, cwd=cwd, env=env) as process:
+        # As a context of its own it closes its pipes, also where it is ended early.
+        with command(words, stdin=feed, stdout=pipe, stderr=pipe, cwd=cwd, env=env) as process, process:
             try:
+                if answer is not None:
+                    await_answer(process, answer)
                 out, err = process.communicate(stdin, timeout=timeout)
             except subprocess.TimeoutExpired as late:
                 end(process)
-                raise LabError(f"{shlex.join(words)}: no end after {timeout:.0f} s") from late
+                lacking = "answer" if late.timeout == answer else "end"
+                raise LabError(f"{shlex.join(words)}: no {lacking} after {late.timeout:.0f} s") from late
     finally:
         if target:
             target.close()
     if check and process.returncode:
         raise LabError(failure(words, process.returncode, out, err, log))
     return out or ""
+
+
+def await_answer(process: subprocess.Popen[str], seconds: float) -> None:
+    """Wait until a command has said something, or has ended.
+
+    Raises:
+        subprocess.TimeoutExpired: it has done neither in time.
+    """
+    if not (process.stdout and select.select([process.stdout], [], [], seconds)[0]):
+        raise subprocess.TimeoutExpired(process.args, seconds)
 
 
 @contextmanager
@@ -114,6 +132,12 @@ def failure(words: list[str], code: int, out: str | None, err: str | None, log: 
         where = f"\n  all of its output: {path}"
     tail = "\n".join(f"  | {line}" for line in text.strip().splitlines()[-12:])
     return f"{shlex.join(words)[:300]}: exit {code}\n{tail}{where}"
+
+
+def last_line(error: LabError) -> str:
+    """The end of what a failed command had to say."""
+    line = str(error).splitlines()[-1].strip(" |")
+    return line if len(line) <= SHOWN else f"...{line[-SHOWN:]}"
 
 
 def end(process: subprocess.Popen[str]) -> None:

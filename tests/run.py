@@ -13,18 +13,20 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 ARTIFACTS = CHECKOUT / "tests" / "artifacts"
 LAB = [sys.executable, "-m", "lab"]
+# The seconds that a stage or a test should take. Longer is told and fails nothing: it depends on the machine.
+WANTED = {"lab-up": 1500, "test_a_second_deploy_changes_nothing": 10, "all stages": 3600}
 
 
 @dataclass
 class Stage:
-    """One stage and what came of it: counts, seconds and the reasons of what was skipped.
+    """One stage and what came of it: counts, seconds, the reasons of what was skipped, and what was slower than wanted.
 
     One that takes longer than ``limit`` seconds has failed.
     """
@@ -39,6 +41,7 @@ class Stage:
     skipped: int = 0
     seconds: float = 0.0
     skips: list[str] = field(default_factory=list)
+    slow: list[str] = field(default_factory=list)
 
     @property
     def junit(self) -> Path:
@@ -86,6 +89,7 @@ def run(stage: Stage) -> None:
     begin = time.monotonic()
     code = subprocess.run(stage.command, cwd=CHECKOUT, check=False).returncode
     stage.seconds = round(time.monotonic() - begin, 1)
+    stage.slow += slower(stage.name, stage.seconds)
     if stage.is_pytest and stage.junit.exists():
         count(stage)
     late = stage.limit is not None and stage.seconds > stage.limit
@@ -96,8 +100,9 @@ def run(stage: Stage) -> None:
 
 
 def count(stage: Stage) -> None:
-    """Read the counts and the reasons of skips from the stage's junit file."""
+    """Read the counts, the reasons of skips and what was slow from the stage's junit file."""
     for case in ET.parse(stage.junit).iter("testcase"):  # noqa: S314 (written by pytest just now)
+        stage.slow += slower(case.get("name", ""), float(case.get("time", 0)))
         skip = case.find("skipped")
         if case.find("failure") is not None or case.find("error") is not None:
             stage.failed += 1
@@ -108,11 +113,17 @@ def count(stage: Stage) -> None:
             stage.passed += 1
 
 
-def report(done: Iterable[Stage]) -> str:
-    """The table of timings and counts, in Markdown."""
+def slower(name: str, seconds: float) -> list[str]:
+    """A line where this took longer than it should."""
+    return [f"{name}: {seconds:g} s, {WANTED[name]} wanted"] if seconds > WANTED.get(name, seconds) else []
+
+
+def report(done: Sequence[Stage]) -> str:
+    """The table of timings and counts, in Markdown, and below it what was slower than wanted."""
     rows = ["| stage | seconds | passed | failed | skipped |", "| --- | ---: | ---: | ---: | ---: |"]
     rows += [f"| {s.name} | {s.seconds} | {s.passed} | {s.failed} | {s.skipped} |" for s in done]
-    return "\n".join(rows)
+    slow = [line for s in done for line in s.slow] + slower("all stages", round(sum(s.seconds for s in done), 1))
+    return "\n".join([*rows, *(f"\nslower than wanted: {line}" for line in slow)])
 
 
 def main() -> int:

@@ -19,7 +19,8 @@ AGE_SECONDS = 3600.0
 def is_deterministic(options: Mapping[str, Any] | None) -> bool:
     """Whether the same request gives the same answer: chance is switched off, or starts at a given seed."""
     given = options or {}
-    return given.get("temperature") == 0 or given.get("seed") is not None
+    # -1 is Ollama's own word for another seed each time.
+    return given.get("temperature") == 0 or given.get("seed") not in (None, -1)
 
 
 def key(model: Mapping[str, Any], request: Mapping[str, Any]) -> str:

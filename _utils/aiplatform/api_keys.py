@@ -35,7 +35,7 @@ def new(name: str, slots: Iterable[int | str] | None, offered: Mapping[str, Any]
     name
         Whose it is: small letters, digits, dots, dashes.
     slots
-        Numbers of slots, and names of aliases that have a model of their own; None for all.
+        Numbers of slots, and names of aliases that have a model of their own, one at least; None for all.
     offered
         The API's models by name, each with its ``slot``.
 
@@ -45,16 +45,17 @@ def new(name: str, slots: Iterable[int | str] | None, offered: Mapping[str, Any]
         raise PlatformError("This is no name for a key", expected=f"a name such as ci-tests, not {OWN}", actual=name)
     known = {row["slot"] for row in offered.values() if "slot" in row}
     known |= {model for model, row in offered.items() if "slot" not in row}
-    strange = [slot for slot in slots or [] if slot not in known]
-    if strange:
+    own = None if slots is None else list(slots)
+    strange = [slot for slot in own or [] if slot not in known]
+    if strange or own == []:
         listed = ", ".join(sorted(map(str, known)))
-        raise PlatformError("The API has no such slot", expected=f"some of {listed}", actual=strange)
+        raise PlatformError("The API has no such slot", expected=f"some of {listed} (left out: all)", actual=strange)
     key = secrets.token_hex(32)
     row: dict[str, Any] = {
         "sha256": fingerprint(key),
         "created": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}",
     }
-    return key, row | ({"slots": list(slots)} if slots else {})
+    return key, row | ({} if own is None else {"slots": own})
 
 
 def for_proxy(rows: Mapping[str, Mapping[str, Any]], own: str) -> dict[str, dict[str, Any]]:
@@ -66,7 +67,7 @@ def for_proxy(rows: Mapping[str, Mapping[str, Any]], own: str) -> dict[str, dict
         The key of the platform's own services; empty where there is none.
     """
     found = {
-        row["sha256"]: {"name": name} | ({"slots": row["slots"]} if row.get("slots") else {})
+        row["sha256"]: {"name": name} | ({"slots": row["slots"]} if "slots" in row else {})
         for name, row in sorted(rows.items())
     }
     return found | ({fingerprint(own): {"name": OWN}} if own else {})

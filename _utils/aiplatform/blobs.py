@@ -11,11 +11,12 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from aiplatform import manifests
-from aiplatform.errors import NotFoundError
+from aiplatform.errors import NotFoundError, PlatformError
 
 _CHUNK = 8 << 20
 
@@ -79,6 +80,7 @@ class Blobs:
             ``{staged name: name}``.
 
         :raises NotFoundError: one of the staged names is gone; no name has changed then.
+        :raises PlatformError: the store cannot be written; no name has changed where there was no room for all.
         """
         pairs = [(self.manifest(staged), self.manifest(name)) for staged, name in names.items()]
         for staged, name in pairs:
@@ -86,14 +88,22 @@ class Blobs:
                 hint = "somebody deleted it meanwhile"
                 raise NotFoundError(f"{name.parent.name} cannot be given its model", where=str(staged), hint=hint)
         # Beside the manifests, where Ollama does not look.
-        draft = self._folder / f".{os.getpid()}.manifest"
-        for staged, name in pairs:
-            name.parent.mkdir(parents=True, exist_ok=True)
-            # A copy, no link: Ollama writes the staged name again in place.
-            shutil.copy2(staged, draft)
-            owner = staged.stat()
-            os.chown(draft, owner.st_uid, owner.st_gid)
-            draft.replace(name)
+        drafts = [self._folder / f".{os.getpid()}.{number}.manifest" for number in range(len(pairs))]
+        try:
+            for draft, (staged, name) in zip(drafts, pairs, strict=True):
+                _prepare(draft, staged, name)
+            for draft, (_, name) in zip(drafts, pairs, strict=True):
+                draft.replace(name)
+        except OSError as err:
+            hint = "the store needs room on its disk, must be writable, and be one file system"
+            where = str(err.filename2 or err.filename or self._folder)
+            raise PlatformError(
+                "The names cannot be given their model", where=where, actual=err.strerror, hint=hint
+            ) from err
+        finally:
+            for draft in drafts:
+                with suppress(OSError):
+                    draft.unlink()
 
     def _wrong(self, digest: str, size: int) -> str:
         path = self.blob(digest)
@@ -128,6 +138,15 @@ class Blobs:
         draft = self._memory.with_name(f"{self._memory.name}.{os.getpid()}")
         draft.write_text(json.dumps(there), encoding="utf-8")
         draft.replace(self._memory)
+
+
+def _prepare(draft: Path, staged: Path, name: Path) -> None:
+    """Write what a name is to stand for, beside it."""
+    name.parent.mkdir(parents=True, exist_ok=True)
+    # A copy, no link: Ollama writes the staged name again in place.
+    shutil.copy2(staged, draft)
+    owner = staged.stat()
+    os.chown(draft, owner.st_uid, owner.st_gid)
 
 
 def _sha256(path: Path) -> str:

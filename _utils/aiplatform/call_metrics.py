@@ -19,7 +19,7 @@ BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
 class CallMetrics:
-    """Counts calls. ``outcome`` is ``ok``, ``cached``, or the name of the error."""
+    """Counts calls. ``outcome`` is ``ok``, ``cached``, ``cancelled``, or the name of the error."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -43,10 +43,9 @@ class CallMetrics:
         prompt_tokens: int = 0,
         tokens: int = 0,
         first_token: float | None = None,
-        cached: bool = False,
+        outcome: str = "ok",
     ) -> None:
-        """Count a call that was answered; lengths are in characters, times in seconds."""
-        outcome = "cached" if cached else "ok"
+        """Count a call that was answered, or left in mid-answer; lengths are in characters, times in seconds."""
         self._calls.labels(operation, model, outcome).inc()
         self._seconds.labels(operation, model).observe(seconds)
         if first_token is not None:

@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tenacity
@@ -67,6 +70,8 @@ class Caller:
         The instance.
     fallback
         A model that answers where the asked one is missing or does not fit; None: the error is raised.
+    limits
+        Of each try, where a call gives none of its own.
     cache
         Where answers of deterministic requests are kept; None: nowhere.
     metrics
@@ -78,12 +83,14 @@ class Caller:
         client: ollama.Client,
         *,
         retries: Retries | None = None,
+        limits: ollama.Limits = ollama.ANSWERING,
         fallback: str | None = None,
         cache: answer_cache.AnswerCache[Answer] | None = None,
         metrics: CallMetrics | None = None,
     ) -> None:
         self.client = client
         self.retries = retries or Retries()
+        self.limits = limits
         self.fallback = fallback
         self.cache = cache
         self.metrics = metrics or CallMetrics()
@@ -110,7 +117,7 @@ class Caller:
         model: str,
         request: Mapping[str, Any],
         *,
-        limits: ollama.Limits = ollama.ANSWERING,
+        limits: ollama.Limits | None = None,
         deadline: float | None = None,
         on_text: Callable[[str], None] | None = None,
         **fields: Any,
@@ -118,7 +125,7 @@ class Caller:
         """Ask a model and return its whole answer.
 
         :param operation: ``generate`` or ``chat``.
-        :param limits: of each try.
+        :param limits: of each try, in place of the caller's.
         :param deadline: seconds for everything, tries and waits included.
         :param on_text: given each piece of the answer as it comes. After the first piece nothing is tried again, since
             the pieces cannot be taken back.
@@ -145,74 +152,98 @@ class Caller:
             prompt_tokens=answer.prompt_tokens,
             tokens=answer.tokens,
             first_token=answer.first_token,
-            cached=answer.cached,
+            outcome="cached" if answer.cached else "ok",
         )
         if answer.cached and on_text:
             on_text(answer.text)
         return answer
 
     def stream(
-        self, model: str, prompt: str, *, limits: ollama.Limits = ollama.ANSWERING, **fields: Any
+        self,
+        model: str,
+        prompt: str,
+        *,
+        limits: ollama.Limits | None = None,
+        deadline: float | None = None,
+        **fields: Any,
     ) -> Iterator[str]:
-        """Complete a prompt, piece by piece. Leaving the loop early cancels the answer on the server too."""
+        """Complete a prompt, piece by piece. Leaving the loop early cancels the answer on the server too.
+
+        Up to the first piece it is tried again, and answered by the fallback, as in ``ask``; ``deadline`` is over
+        everything. No answer is kept.
+        """
         started, length, told = time.monotonic(), len(prompt), 0
+        ends = None if deadline is None else started + deadline
         first: float | None = None
         counts: dict[str, Any] = {}
+        outcome, name = "ok", model
         try:
-            for chunk in self.client.generate(model, prompt, limits=limits, **fields):
-                counts = chunk.data
-                text = _text(chunk.data)
-                if text:
-                    first = first if first is not None else chunk.at
-                    told += len(text)
-                    yield text
+            name, begun, rest = self._begun(model, {"prompt": prompt, **fields}, limits, ends)
+            with contextlib.closing(rest):
+                for chunk in itertools.chain([begun], rest):
+                    counts = chunk.data
+                    text = _text(chunk.data)
+                    if text:
+                        first = first if first is not None else chunk.at
+                        told += len(text)
+                        yield text
+        except GeneratorExit:  # the loop was left
+            outcome = "cancelled"
         except ollama.OllamaError as err:
             self.metrics.failed("generate", model, time.monotonic() - started, err, prompt_length=length)
             raise
         self.metrics.succeeded(
-            *("generate", model, time.monotonic() - started),
+            *("generate", name, time.monotonic() - started),
             prompt_length=length,
             response_length=told,
             prompt_tokens=counts.get("prompt_eval_count", 0),
             tokens=counts.get("eval_count", 0),
             first_token=first,
+            outcome=outcome,
         )
 
     def embed(self, model: str, texts: list[str], *, deadline: float | None = None, **fields: Any) -> list[list[float]]:
         """Return one vector a text, retried like an answer."""
-        started, length = time.monotonic(), sum(map(len, texts))
-        try:
-            vectors = self.again(lambda left: self.client.embed(model, texts, limits=left, **fields), deadline)
-        except Exception as err:  # whatever it is, it is counted, and raised to the caller
-            self.metrics.failed("embed", model, time.monotonic() - started, err, prompt_length=length)
-            raise
-        self.metrics.succeeded(
-            "embed", model, time.monotonic() - started, prompt_length=length, response_length=0, prompt_tokens=0
-        )
-        return vectors
 
-    def fit(self, text: str, model: str, tokens: int = prompts.BUDGET_TOKENS) -> str:
+        def once(left: ollama.Limits) -> list[list[float]]:
+            return self.client.embed(model, texts, limits=left, **fields)
+
+        return self._counted("embed", model, sum(map(len, texts)), lambda: self.again(once, deadline))
+
+    def fit(self, text: str, model: str, tokens: int = prompts.BUDGET_TOKENS, *, deadline: float | None = None) -> str:
         """Return the text within a budget of the model's own tokens.
 
         Where the model is loaded, it is asked how many tokens it makes of samples, first of the whole text and then of
-        what would be left of it, which may be denser; else 4 characters count as one.
+        what would be left of it, which may be denser; else 4 characters count as one. ``deadline``: seconds for all.
         """
-        if len(text) <= tokens or not self.client.loaded(model):
+        ends = None if deadline is None else time.monotonic() + deadline
+        if len(text) <= tokens or not self.client.loaded(model, limits=_within(ollama.QUICK, ends)):
             return prompts.truncate(text, tokens)
+
+        def count(part: str) -> int:
+            return self.count(part, model, deadline=_left(ends))
+
         for _ in range(2):
-            text = prompts.truncate(text, tokens, prompts.measured(lambda part: self.count(part, model), text))
+            text = prompts.truncate(text, tokens, prompts.measured(count, text))
         return text
 
-    def count(self, text: str, model: str) -> int:
-        """Return how many tokens a model makes of a text that fits its context; one token is generated for it."""
-        chunks = self.client.generate(model, text, raw=True, options={"num_predict": 1})
-        return max(int(chunk.data.get("prompt_eval_count", 0)) for chunk in chunks)
+    def count(self, text: str, model: str, *, deadline: float | None = None) -> int:
+        """Return how many tokens a model makes of a text that fits its context, retried like an answer.
+
+        One token is generated for it.
+        """
+
+        def once(left: ollama.Limits) -> int:
+            chunks = self.client.generate(model, text, raw=True, options={"num_predict": 1}, limits=left)
+            return max(int(chunk.data.get("prompt_eval_count", 0)) for chunk in chunks)
+
+        return self._counted("count", model, len(text), lambda: self.again(once, deadline))
 
     def again(
         self,
         call: Callable[[ollama.Limits], Value],
         deadline: float | None = None,
-        limits: ollama.Limits = ollama.ANSWERING,
+        limits: ollama.Limits | None = None,
         may_retry: Callable[[], bool] = lambda: True,
     ) -> Value:
         """Call until it succeeds, as ``retries`` says, and never beyond the deadline (seconds).
@@ -233,7 +264,7 @@ class Caller:
             before_sleep=self._tell,
             reraise=True,
         )
-        return tries(lambda: call(_within(limits, ends)))
+        return tries(lambda: call(_within(limits or self.limits, ends)))
 
     def _pause(self, state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
@@ -270,7 +301,7 @@ class Caller:
         operation: str,
         model: str,
         body: Mapping[str, Any],
-        limits: ollama.Limits,
+        limits: ollama.Limits | None,
         ends: float | None,
         on_text: Callable[[str], None] | None,
     ) -> Answer:
@@ -284,13 +315,49 @@ class Caller:
         def once(name: str) -> Callable[[ollama.Limits], Answer]:
             return lambda left: self._once(operation, name, body, left, hand_out)
 
+        return self._or_fallback(once, model, limits, ends, lambda: not handed_out)
+
+    def _begun(
+        self, model: str, body: Mapping[str, Any], limits: ollama.Limits | None, ends: float | None
+    ) -> tuple[str, ollama.Chunk, Any]:
+        """A stream whose first piece has come: the model that answers, that piece, and those to come."""
+
+        def once(name: str) -> Callable[[ollama.Limits], tuple[str, ollama.Chunk, Any]]:
+            def begin(left: ollama.Limits) -> tuple[str, ollama.Chunk, Any]:
+                chunks = self.client.generate(name, **body, limits=left)
+                return name, next(one for one in chunks if _text(one.data) or one.data.get("done")), chunks
+
+            return begin
+
+        return self._or_fallback(once, model, limits, ends)
+
+    def _or_fallback(
+        self,
+        once: Callable[[str], Callable[[ollama.Limits], Value]],
+        model: str,
+        limits: ollama.Limits | None,
+        ends: float | None,
+        may_retry: Callable[[], bool] = lambda: True,
+    ) -> Value:
+        """Call with the model, and with its substitute where it is missing or does not fit."""
         try:
-            return self.again(once(model), _left(ends), limits, lambda: not handed_out)
+            return self.again(once(model), _left(ends), limits, may_retry)
         except (ollama.ModelNotFound, ollama.OutOfMemory) as err:
-            if self.fallback in (None, model) or handed_out:
+            if self.fallback in (None, model) or not may_retry():
                 raise
             log.warning("%s answers instead of %s: %s", self.fallback, model, err)
-            return self.again(once(str(self.fallback)), _left(ends), limits, lambda: not handed_out)
+            return self.again(once(str(self.fallback)), _left(ends), limits, may_retry)
+
+    def _counted(self, operation: str, model: str, length: int, call: Callable[[], Value]) -> Value:
+        """Make a call that has no text for an answer, and count it."""
+        started = time.monotonic()
+        try:
+            value = call()
+        except Exception as err:  # whatever it is, it is counted, and raised to the caller
+            self.metrics.failed(operation, model, time.monotonic() - started, err, prompt_length=length)
+            raise
+        self.metrics.succeeded(operation, model, time.monotonic() - started, prompt_length=length, response_length=0)
+        return value
 
     def _once(
         self,
@@ -319,6 +386,29 @@ class Caller:
             tokens=counts.get("eval_count", 0),
             reason=str(counts.get("done_reason", "")),
         )
+
+
+@contextlib.contextmanager
+def counted(client: ollama.Client, path: str | None, **how: Any) -> Iterator[Caller]:
+    """A caller whose calls are added to the metrics of a file when it ends.
+
+    client
+        Closed at the end.
+    path
+        The file; None: nowhere. Where it cannot be written, or is damaged, the log says so: an answer is worth more.
+    how
+        As for ``Caller``.
+    """
+    caller = Caller(client, **how)
+    try:
+        with client:
+            yield caller
+    finally:
+        if path:
+            try:
+                caller.metrics.add_to(Path(path))
+            except (OSError, ValueError) as err:
+                log.warning("Calls of models are not counted in %s, move it away if it is damaged: %s", path, err)
 
 
 def _text(piece: Mapping[str, Any]) -> str:

@@ -32,11 +32,22 @@ def limits(pid: int = 1, proc: Path = PROC, cgroups: Path = CGROUPS) -> Limits:
     cpus, memory = [], []
     for folder in _folders(kernel_text(proc / str(pid) / "cgroup"), cgroups):
         cpus.append(_cpus(folder))
-        memory.append(_number(kernel_text(folder / "memory.max") or kernel_text(folder / "memory.limit_in_bytes")))
+        memory.append(_memory(folder))
     return Limits(
         min((found for found in cpus if found), default=None),
-        min((found for found in memory if found and found < NO_LIMIT), default=None),
+        min((found for found in memory if found), default=None),
     )
+
+
+def memory_left(pid: int = 1, proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
+    """Return the bytes of memory that a process's groups and those above them still leave it; None: no limit.
+
+    What they keep of files that no process has mapped is given up first, such as a model just pulled, so it counts as
+    left; the weights of a loaded one do not. Arguments as of ``limits``.
+    """
+    folders = list(_folders(kernel_text(proc / str(pid) / "cgroup"), cgroups))
+    bounds = [(folder, limit) for folder in folders if (limit := _memory(folder))]
+    return min((max(0, limit - _used(folder)) for folder, limit in bounds), default=None)
 
 
 def counter(pid: int, file: str, name: str, proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
@@ -58,6 +69,21 @@ def _folders(listing: str, cgroups: Path) -> Iterator[Path]:
         yield group
         # What is above the mounted root cannot be seen from here.
         yield from (above for above in group.parents if above.is_relative_to(root))
+
+
+def _memory(folder: Path) -> int | None:
+    limit = _number(kernel_text(folder / "memory.max") or kernel_text(folder / "memory.limit_in_bytes"))
+    return limit if limit and limit < NO_LIMIT else None
+
+
+def _used(folder: Path) -> int:
+    used = _number(kernel_text(folder / "memory.current") or kernel_text(folder / "memory.usage_in_bytes"))
+    rows = dict(line.split() for line in kernel_text(folder / "memory.stat").splitlines())
+    # Version 1 counts the groups below in rows of their own.
+    whole = "total_" if "total_inactive_file" in rows else ""
+    files = sum(int(rows.get(f"{whole}{kind}_file", 0)) for kind in ("active", "inactive"))
+    mapped = int(rows.get("file_mapped", rows.get("total_mapped_file", 0)))
+    return (used or 0) - max(0, files - mapped)
 
 
 def _cpus(folder: Path) -> float | None:

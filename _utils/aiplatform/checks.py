@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 from salt.exceptions import CommandExecutionError
 
+from aiplatform import vault_policy
+
 GIGABYTE = 10**9
 Answer = TypeVar("Answer")
 # What a check may raise when it cannot be made.
@@ -77,6 +79,11 @@ class Host:
         """The roles that the host holds."""
         roles: Sequence[str] = self.pillar["roles"]
         return roles
+
+    @property
+    def holds_vault(self) -> bool:
+        """Whether it is the host of Vault, and so of all else that there is once."""
+        return "ai_server" in self.roles and vault_policy.is_vault_host(self.pillar, self.id)
 
     def once(self, name: str, ask: Callable[[], Answer]) -> Answer:
         """Return what ``ask`` returned when ``name`` was first asked for in this run."""

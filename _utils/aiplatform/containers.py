@@ -307,8 +307,17 @@ def health(inspected: Settings) -> str:
     return str((inspected["State"].get("Health") or {}).get("Status", "none"))
 
 
-def failed(inspected: Settings | None) -> str:
-    """Return why a container that was just started will not become well by waiting; empty where it still may."""
+def restarts(inspected: Settings | None) -> int:
+    """Return how often the engine has started a container again by itself, since somebody last did."""
+    return int((inspected or {}).get("RestartCount", 0))
+
+
+def failed(inspected: Settings | None, before: int) -> str:
+    """Return why a container that is waited for will not become well by waiting; empty where it still may.
+
+    before
+        Its ``restarts`` when the wait began: those of another day tell nothing of this one.
+    """
     if inspected is None:
         return "it is gone"
     state = inspected["State"]
@@ -316,8 +325,8 @@ def failed(inspected: Settings | None) -> str:
         return f"it has ended with exit code {state['ExitCode']}"
     if state.get("OOMKilled"):
         return "it ran out of its memory"
-    if inspected.get("RestartCount", 0) >= 3:
-        return f"it was restarted {inspected['RestartCount']} times, last exit code {state['ExitCode']}"
+    if (count := restarts(inspected) - before) >= 3:
+        return f"it was restarted {count} times, last exit code {state['ExitCode']}"
     return "its health check fails" if health(inspected) == "unhealthy" else ""
 
 
@@ -374,18 +383,28 @@ def network_difference(inspected: Settings | None, bridge: str, subnet: str | No
     return {key: {"old": have[key], "new": value} for key, value in wanted.items() if have[key] != value}
 
 
-def volume_difference(inspected: Settings | None, owner: tuple[int, int] | None, uid: int, gid: int) -> dict[str, Any]:
+def volume_difference(
+    inspected: Settings | None, owner: tuple[int, int] | None, uid: int, gid: int, device: str | None = None
+) -> dict[str, Any]:
     """Return what differs between a volume and the one that is wanted.
 
     inspected
         The volume as the engine shows it, or None where there is none.
     owner
         Who owns its folder on the host: user and group.
+    device
+        The folder of the host that it is to be kept in; None: among Docker's own, or where somebody else's is.
     """
     wanted = f"{uid}:{gid}"
     if inspected is None:
         return {"volume": {"old": None, "new": f"owned by {wanted}"}}
-    return {} if owner == (uid, gid) else {"owner": {"old": ":".join(map(str, owner or ())), "new": wanted}}
+    found: dict[str, Any] = {}
+    have, own = (inspected.get("Options") or {}).get("device"), NAME_LABEL in (inspected.get("Labels") or {})
+    if (device or own) and (have or "").rstrip("/") != (device or "").rstrip("/"):
+        found["place"] = {"old": have or inspected["Mountpoint"], "new": device or "among Docker's own"}
+    if owner != (uid, gid):
+        found["owner"] = {"old": ":".join(map(str, owner or ())), "new": wanted}
+    return found
 
 
 def network_arguments(name: str, bridge: str, subnet: str | None) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from aiplatform.errors import PlatformError
 from aiplatform.phases import MINIONS, RUNNER, STATE, Step
 
 FOLDER = "ai_platform"
+# Under this name a minion keeps which modules it has, next to them in its cache.
+DIGEST = "ai_platform_modules"
 # What a failed deploy had done counts for a day.
 KEPT_SECONDS = 24 * 3600
 # What differs between two runs of one deploy and must not make it another one: the benchmark writes the selection, and
@@ -69,11 +71,7 @@ class Lock:
 
     def holder(self) -> dict[str, Any]:
         """Return ``pid``, ``user``, ``started`` and ``command`` of the latest holder; ``{}`` where there was none."""
-        try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        return _stored(self.path)
 
     def _refused(self) -> PlatformError:
         held = dict.fromkeys(("command", "user", "pid", "started"), "unknown") | self.holder()
@@ -86,6 +84,15 @@ class Lock:
             actual="{command} of user {user}, pid {pid}{told} since {started}".format(told=told, **held),
             hint="wait for it to end, or end it",
         )
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; ``{}`` where there is none, or another thing."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def forget_locks() -> None:
@@ -129,11 +136,8 @@ class Record:
 
         A record with a phase older than ``KEPT_SECONDS`` counts as none: who knows what was done to the hosts since.
         """
-        try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        if not isinstance(content, dict) or content.get("scope") != scope.as_data():
+        content = _stored(self.path)
+        if content.get("scope") != scope.as_data():
             return {}
         done: dict[str, float] = content["done"]
         now = time.time()
@@ -141,15 +145,35 @@ class Record:
 
     def failed(self, scope: Scope, done: Mapping[str, float]) -> None:
         """Keep the phases that went well before the deploy failed, with the time of each as ``done`` returns it."""
-        content = {"scope": scope.as_data(), "done": dict(sorted(done.items()))}
+        self._write({"scope": scope.as_data(), "done": dict(sorted(done.items()))})
+
+    def begun(self) -> bool:
+        """Forget that the latest deploy went well, until this one has; returns whether it had.
+
+        One that is killed leaves who knows what.
+        """
+        complete = self.complete()
+        if complete:
+            self.forget()
+        return complete
+
+    def succeeded(self) -> None:
+        """Keep that all phases of all hosts went well."""
+        self._write({"complete": True})
+
+    def forget(self) -> None:
+        """Forget the deploy before."""
+        self.path.unlink(missing_ok=True)
+
+    def complete(self) -> bool:
+        """Return whether the latest deploy of all hosts went well: little will be left to do for the next."""
+        return bool(_stored(self.path).get("complete"))
+
+    def _write(self, content: Mapping[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         fresh = self.path.with_suffix(".new")
         fresh.write_text(json.dumps(content), encoding="utf-8")
         fresh.replace(self.path)
-
-    def clear(self) -> None:
-        """Forget the deploy: it is complete."""
-        self.path.unlink(missing_ok=True)
 
 
 def fingerprint(settings: Mapping[str, Any], folders: Iterable[str]) -> str:

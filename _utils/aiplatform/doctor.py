@@ -62,14 +62,20 @@ def from_container(place: Place, answered: bool | None, detail: str) -> Finding:
     detail
         How that was found out.
     """
+    inside = (
+        "docker network inspect ai-platform shows who is in the network; docker network connect ai-platform <container>"
+    )
+    outside = (
+        "docker run --add-host host.docker.internal:host-gateway; in pillar services.ollama.reach with containers, and "
+        "ollama.api_host an address that they reach, such as 0.0.0.0; salt-call platform_firewall.ruleset"
+    )
     return Finding(
         "refused from a container",
         answered is not False,
         f"{place.inner_url} answers in the containers' network",
         detail,
         f"in a container use OLLAMA_BASE_URL={place.inner_url}, never localhost; "
-        "docker network inspect ai-platform shows who is in the network; "
-        "docker network connect ai-platform <container>",
+        f"{inside if place.container else outside}",
     )
 
 
@@ -103,7 +109,7 @@ def memory(place: Place, free: int, limit: int | None, killed: int, needed: int)
     """Whether there is memory for a model.
 
     free
-        Bytes that are free to it.
+        Bytes that are free to it: the host's, or what its limit leaves.
     limit
         What its container or unit may have at most; None: no limit.
     killed
@@ -131,7 +137,7 @@ def gpu(wanted: object, drivers: Collection[str], given: bool, loaded: Sequence[
     wanted
         The setting: false, auto or true.
     drivers
-        Vendors whose driver is loaded.
+        Vendors whose driver is loaded, of those whose devices the server can be given.
     given
         Whether the server may reach the devices.
     loaded
@@ -139,13 +145,16 @@ def gpu(wanted: object, drivers: Collection[str], given: bool, loaded: Sequence[
     """
     on = sum(1 for row in loaded if row.get("size_vram"))
     used = f"{on} of {len(loaded)} loaded models on it" if loaded else "no model is loaded"
-    well = (wanted is False or bool(drivers) or wanted == "auto") and not (given and loaded and not on)
+    missing = wanted is True and not drivers
+    withheld = wanted is not False and bool(drivers) and not given
+    unused = given and bool(loaded) and not on
     return Finding(
         "GPU not detected",
-        well,
-        "its driver is loaded and models are on it, or none is wanted",
+        not (missing or withheld or unused),
+        "its driver is loaded, its devices are given and models are on it, or none is wanted",
         f"gpu: {wanted}; driver: {', '.join(drivers) or 'none'}; devices {'given' if given else 'not given'}; {used}",
         "nvidia-smi; docker run --rm --gpus all nvidia/cuda:12.4.1-base-ubuntu22.04 nvidia-smi; "
+        "salt-call state.apply ollama gives the devices of a driver that was loaded later; "
         "without a GPU models up to 7B run on the CPU",
     )
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from aiplatform import cgroups, checks, doctor, footprint, port_holders, reach, registry, slots
+from aiplatform import cgroups, checks, doctor, footprint, ollama_container, port_holders, reach, registry, slots
 from aiplatform import ollama as api
 from aiplatform.checks import Finding
 from aiplatform.doctor import Answer
@@ -53,7 +53,8 @@ class Examination:
     def run(self) -> list[Finding]:
         """Make the checks; one that cannot be made is a finding. Commands name this server."""
         made = [checks.run(name, check) for name, check in self.entries().items()]
-        return [replace(found, hint=found.hint.replace("<instance>", self.place.name)) for found in made]
+        look = f"{self.place.status_command}; {self.place.log_command}"
+        return [replace(found, hint=(found.hint or look).replace("<instance>", self.place.name)) for found in made]
 
     def entries(self) -> dict[str, Callable[[], Finding]]:
         """Return the checks by name, in the order of the list."""
@@ -166,7 +167,7 @@ class Examination:
         return f"{state['Status']} (health: {(state.get('Health') or {}).get('Status', 'none')})"
 
     def from_container(self) -> Finding:
-        """Refused from a container: asked inside one, or at the address that containers have for their host."""
+        """Refused from a container: asked inside one; natively by address and firewall, for there may be no image."""
         place = self.place
         if not self.salt["platform_container.answers"]():
             return doctor.from_container(place, None, "there is no Docker on this host")
@@ -185,11 +186,13 @@ class Examination:
         network = self.salt["platform_container.network"](self.settings["containers"]["network"])
         if network is None:
             return doctor.from_container(place, None, "no network of containers on this host")
-        gateway = network["IPAM"]["Config"][0]["Gateway"]
-        told = reach.connect(gateway, place.port, 3)
-        return doctor.from_container(
-            place, told == reach.ANSWERED, f"{told} at {gateway}:{place.port}, their host's address"
-        )
+        bridge = network["IPAM"]["Config"][0]
+        told = reach.connect(bridge["Gateway"], place.port, 3)
+        # The host itself gets in by the loopback interface, whatever the firewall says of its containers.
+        let_in = self.salt["platform_firewall.lets_containers_in"](f"ollama-{place.name}", bridge["Subnet"])
+        detail = f"{told} at {bridge['Gateway']}:{place.port}, their host's address, asked by the host"
+        detail += f"; the firewall {'lets' if let_in else 'does not let'} the containers' network in"
+        return doctor.from_container(place, told == reach.ANSWERED and let_in, detail)
 
     def download(self) -> Finding:
         """Slow or failed download: the registry of a model is asked, and gives a piece of its weights."""
@@ -216,12 +219,8 @@ class Examination:
     def memory(self) -> Finding:
         """Out of memory."""
         limit = cgroups.limits(self.pid).memory if self.pid else None
-        free = footprint.available()
-        if self.inspected and self.pid and limit:
-            stats = self.salt["platform_container.usage"](self.place.container).get("memory_stats", {})
-            cache = stats.get("stats", {})
-            kept = cache.get("inactive_file", cache.get("total_inactive_file", 0))
-            free = min(free, limit - stats.get("usage", 0) + kept)
+        left = cgroups.memory_left(self.pid) if self.pid else None
+        free = min(bound for bound in (footprint.available(), left) if bound is not None)
         if self.answer is None and self.pid:
             # What a load that fails is killed for shows only afterwards.
             self.__dict__.pop("inspected", None)
@@ -251,8 +250,10 @@ class Examination:
         if self.place.container:
             wanted = self.salt["ollama_container.profiles"]()[self.place.name]["gpu"]
             given = bool(self.inspected.get("HostConfig", {}).get("DeviceRequests"))
+            drivers = [vendor for vendor in drivers if vendor == ollama_container.VENDOR]
         else:
-            wanted, given = self.settings["ollama"]["gpu"], bool(self.salt["gpu.used"]())
+            wanted = self.settings["ollama"]["gpu"]
+            given = self.salt["service.show"](self.place.unit).get("PrivateDevices") == "no"
         return doctor.gpu(wanted, drivers, given, self.loaded)
 
     def slow(self) -> Finding:
@@ -274,6 +275,9 @@ class Examination:
     def duplicates(self) -> Finding:
         """Duplicates: the weights behind each name."""
         own = {name for name in self.sizes if slots.is_own_name(name, self.settings.get("aliases", {}))}
-        if not self.sizes:
+        if self.hangs:
             raise PlatformError("There are no names to compare", where=self.place.url, hint=self.place.status_command)
+        if not self.sizes:
+            # An empty store has no duplicates; one that cannot be listed has its own error.
+            self.client.tags()
         return doctor.duplicates(self.weights, own)

@@ -9,6 +9,7 @@ address, and the kernel forwards them. The same table decides once more about wh
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,8 @@ TABLE = "inet ai_platform"
 CONTAINERS = "containers"
 MASTER = "master"
 ANY = "any"
+# How the pillar keys of the native instances' ports begin.
+INSTANCES = "ollama.instances."
 # Docker before 28 lets a neighbour on the same wire reach what is published on 127.0.0.1 (moby issue 45610).
 LOOPBACK = ['iifname != "lo" ip daddr 127.0.0.0/8 drop comment "loopback is this host\'s own"']
 
@@ -93,11 +96,35 @@ def forward_rules(settings: Settings, host: str) -> list[str]:
     return [*found, f'{bridge} drop comment "containers"']
 
 
+def lets_containers_in(settings: Settings, host: str, service: str, subnet: str) -> bool:
+    """Return whether the platform's containers on a host reach one of its services.
+
+    service
+        Its name in the expanded table; what the firewall has no rule about is open.
+    subnet
+        The addresses of the containers' network.
+    """
+    row = dict(_rows(settings, host)).get(service)
+    if row is None or ANY in row["reach"]:
+        return True
+    bridges, inside = settings["firewall"]["container_interfaces"], ipaddress.ip_network(subnet)
+    if CONTAINERS in row["reach"] and any(
+        fnmatch.fnmatchcase(settings["containers"]["bridge"], one) for one in bridges
+    ):
+        return True
+    named = [ipaddress.ip_network(who) for who in row["reach"] if schema.is_network(who)]
+    return any(network.version == inside.version and _within(inside, network) for network in named)
+
+
 def _rows(settings: Settings, host: str) -> list[tuple[str, dict[str, Any]]]:
     """Return the services of a host's roles, and Ollama's containers that are open to a network, by port."""
     roles = settings["platform"]["hosts"].get(host, {}).get("roles", [])
     table = sorted(services.expand(settings).items(), key=lambda item: (item[1]["port"], item[0]))
-    return [*((name, row) for name, row in table if row["role"] in roles), *ollama_container.rows(settings)]
+    mine = [(name, row) for name, row in table if row["role"] in roles]
+    if ollama_container.is_used(settings):
+        # Who reaches a container is said by its profile alone, which may have a native instance's port.
+        mine = [(name, row) for name, row in mine if not row["port_key"].startswith(INSTANCES)]
+    return [*mine, *ollama_container.rows(settings)]
 
 
 def _of_service(settings: Settings, name: str, row: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,20 @@ def clock(now: float, masters: float, most: float) -> Finding:
     )
 
 
+def state_jobs(running: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the jobs that run states, for good or as the dry run of a deploy.
+
+    running
+        All jobs of a host, as ``saltutil.running`` has them.
+    """
+    return [job for job in running if str(job["fun"]).startswith(("state.", "dry_run."))]
+
+
 def other_states(running: Sequence[Mapping[str, Any]]) -> Finding:
     """No other run of states may be under way on the host.
 
     running
-        What is, as ``saltutil.is_running`` has it.
+        What is, as ``saltutil.is_running`` and ``state_jobs`` have it.
     """
     actual = ", ".join(f"{job['fun']} {job.get('arg', '')} in pid {job['pid']}, job {job['jid']}" for job in running)
     return Finding(

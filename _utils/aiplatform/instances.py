@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from aiplatform import ollama_container
+from aiplatform import ollama_container, services
 from aiplatform.errors import NotFoundError
 from aiplatform.numa import Binding
+from aiplatform.schema import Problem
 
 Settings = Mapping[str, Any]
 
@@ -17,6 +19,8 @@ SPARE_PLACES = 2
 # How the platform's own units begin; others' are never touched.
 MARK = "# One instance of Ollama;"
 UNITS = Path("/etc/systemd/system")
+# What a unit does not see of its host (ProtectHome, PrivateTmp), whoever owns it.
+HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 (compared, not written to)
 PROC = Path("/proc")
 
 
@@ -24,6 +28,23 @@ def models_dir(settings: Settings) -> str:
     """Return the folder of the store that all instances share."""
     named = settings["ollama"]["models_dir"]
     return str(named or PurePosixPath(settings["platform"]["data_root"]) / "ollama_models")
+
+
+def problems(settings: Settings) -> list[Problem]:
+    """Return what no schema can say of native units: that they would not see the place of their files."""
+    named, root = settings["ollama"]["models_dir"], settings["platform"]["data_root"]
+    native = not ollama_container.is_used(settings)
+    places = {"ollama.models_dir": named if native else None}
+    # The data folder has the store that is not named, and what the Vault of a platform keeps.
+    vault = services.hosts_of(settings, "ai_server")
+    places["platform.data_root"] = root if vault or (native and not named) else None
+    # As text: where a link leads is the host's business, and this may be another one.
+    wanted = f"a folder outside of {', '.join(HIDDEN)}, which the confined units do not see, such as /srv/ai"
+    return [Problem(key, place, wanted) for key, place in places.items() if place and _is_hidden(place)]
+
+
+def _is_hidden(place: str) -> bool:
+    return any(PurePosixPath(os.path.normpath(place)).is_relative_to(hidden) for hidden in HIDDEN)
 
 
 def base_url(settings: Settings, instance: str) -> str:

@@ -136,6 +136,22 @@ def first_user(settings: Settings) -> dict[str, Any]:
     return {"name": name, "settings": {"enabled": True, **details}, "roles": list(wanted["roles"])}
 
 
+def first_sign_in(settings: Settings, console: bool = False) -> tuple[str, str]:
+    """Return who signs in first, and where the password is in pillar ``vault.secrets``.
+
+    console
+        Keycloak's own administrator instead, for its console.
+    """
+    if console:
+        return settings["keycloak"]["admin"], "keycloak:admin_password"
+    return first_user(settings)["name"], "keycloak:realm_admin_password"
+
+
+def awaits_first_sign_in(user: Settings | None) -> bool:
+    """Return whether a user still has to change the password; None where there is no such user."""
+    return user is not None and "UPDATE_PASSWORD" in user.get("requiredActions", [])
+
+
 def check_people(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return the two people as whom the verification signs on: ``member`` with roles, ``stranger`` without any.
 

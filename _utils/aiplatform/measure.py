@@ -50,6 +50,17 @@ class Plan:
 # -- what to measure ------------------------------------------------------------------------------------------------
 
 
+def wanted(settings: Mapping[str, Any]) -> list[str]:
+    """Return the models that the operator wants measured, each once: baseline, candidates, and those named.
+
+    settings
+        Pillar ``benchmark``.
+    """
+    candidates = [row["name"] for row in settings["candidate_models"]]
+    names = [*settings["baseline_models"], *candidates, *settings["models"]]
+    return list({normalise(name): name for name in names}.values())
+
+
 def plan(
     installed: Iterable[Installed],
     records: Mapping[str, Mapping[str, Any]],
@@ -145,8 +156,11 @@ def instance_of(kind: str, slots: Mapping[Any, Mapping[str, Any]]) -> str:
 def is_current(
     record: Mapping[str, Any], instance: str, conditions: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> bool:
-    """Return whether a record is complete and was made on this instance under these conditions."""
-    if "ttft_ms" not in record or not same_conditions(record, instance, conditions):
+    """Return whether a record is complete and was made on this instance under these conditions.
+
+    One that ran into a limit is not current any more where that is a larger one now.
+    """
+    if "ttft_ms" not in record or not same_conditions(record, instance, conditions) or had_less_time(record, settings):
         return False
     if record.get("failed"):
         return True
@@ -158,6 +172,14 @@ def same_conditions(record: Mapping[str, Any], instance: str, conditions: Mappin
     """Return whether a record was made on this instance under these conditions."""
     wanted = {"instance": instance, **conditions}
     return all(record.get(key) == value for key, value in wanted.items())
+
+
+def had_less_time(record: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Return whether the load, or a prompt, ran into a limit that is a larger one now."""
+    if "timed_out_s" not in record:
+        return False
+    now = settings["load_timeout"] if record.get("failed") else scoring.timeout(record["size"], settings)
+    return bool(record["timed_out_s"] < now)
 
 
 def row(record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,6 +196,14 @@ def row(record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any
 def _scored(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     asked = figures.get(f"coding_quality_{settings['scoring']}")
     return {**figures} if asked is None else {**figures, "coding_quality": asked}
+
+
+def figures(record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a state's changes say of a complete record."""
+    kept = row(record, settings)
+    keys = ("tokens_per_second", "ttft_ms", "coding_quality", "general_quality", "roofline_share")
+    more = {key: kept[key] for key in ("instance", "failed", "disturbed") if kept.get(key)}
+    return {**{key: round(kept[key], 3) for key in keys if kept.get(key) is not None}, "kind": record["kind"], **more}
 
 
 def complete(records: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
-from aiplatform.ollama import Chunk, Limits, OllamaError
+from aiplatform.ollama import Chunk, Limits, OllamaError, Timeout
 
 NANOSECONDS = 1e9
 MILLISECONDS = 1000.0
@@ -37,12 +37,13 @@ class Sample:
 
     ``error`` says why there is no answer; then ``text`` is None and the figures count as the worst. ``token_ms`` has
     one latency a token, from the second on; ``model_s`` is the time from when the request left to its last piece.
-    ``ollama_prompt_ms`` is what Ollama counts as loading and as reading the prompt. ``disturbed`` says what else the
-    host was busy with, after so many ``attempts``.
+    ``ollama_prompt_ms`` is what Ollama counts as loading and as reading the prompt. ``timed_out_s`` is the limit that
+    the answer ran into. ``disturbed`` says what else the host was busy with, after so many ``attempts``.
     """
 
     text: str | None = None
     error: str | None = None
+    timed_out_s: float | None = None
     ttft_ms: float | None = None
     ollama_ttft_ms: float | None = None
     ollama_prompt_ms: float | None = None
@@ -220,15 +221,17 @@ def ask(
     """
     limits = Limits(read=seconds, total=seconds)
     request = {"limits": limits, "think": False, "options": dict(options), **fields}
+    started = time.monotonic()
     try:
         answer = _collected(instance.generate(model, prompt, **request))
         if answer.pieces and _count(answer.last, [piece.tokens for piece in answer.pieces])[1] == BY_PIECES:
             named = _collected(instance.generate(model, prompt, **request, logprobs=True))
             answer = answer._replace(pieces=_counted_by(named.pieces, answer.pieces))
     except OllamaError as err:
+        took, limit = time.monotonic() - started, seconds if isinstance(err, Timeout) else None
         if not instance.health():
             raise
-        return Sample(error=str(err), wall_s=seconds, model_s=seconds)
+        return Sample(error=str(err), timed_out_s=limit, wall_s=took, model_s=took)
     return _sample(answer)
 
 

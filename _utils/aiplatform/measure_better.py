@@ -61,6 +61,24 @@ def wanted(
     }
 
 
+def on_trial(
+    noted: Mapping[str, Mapping[str, Any]], installed: Collection[str], pillar: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return the models that were fetched on trial and not decided on, as the store calls them, each with why.
+
+    noted
+        What was noted before each was fetched: ``{model: {"why"}}``.
+    installed
+        The names in the store.
+    pillar
+        The effective pillar: what the operator wants measured or in a slot by now is on trial no more.
+    """
+    asked = {normalise(name) for name in measure.wanted(pillar["benchmark"])}
+    asked |= {normalise(row["model"]) for row in pillar["slots"].values() if row.get("model")}
+    whys = {normalise(name): str(row["why"]) for name, row in noted.items() if normalise(name) not in asked}
+    return {name: whys[normalise(name)] for name in installed if normalise(name) in whys}
+
+
 def earns(model: str, selection: Mapping[str, Any]) -> bool:
     """Return whether a selection gives a model a slot."""
     names = {selection[key] for keys in SLOT_KEYS.values() for key in keys if selection[key]}

@@ -16,6 +16,7 @@ from statistics import mean
 from types import TracebackType
 from typing import Any
 
+from aiplatform import numa
 from aiplatform.files import kernel_text
 
 PROC = Path("/proc")
@@ -40,11 +41,13 @@ class Reading:
     throttled: int
 
 
-def read(cpus: Collection[int], server: int, proc: Path = PROC, sysfs: Path = CPUS) -> Reading:
+def read(cpus: Collection[int], server: int, proc: Path = PROC, sysfs: Path = CPUS, weights: str = "") -> Reading:
     """Read the counters of some CPUs.
 
     server
-        The process whose work, with that of all its descendants, is no disturbance; 0: it is not known.
+        The process whose work, with that of its descendants, is no disturbance; 0: it is not known.
+    weights
+        As ``family_seconds`` takes them.
     """
     busy, steal = _cpu_seconds(kernel_text(proc / "stat"), cpus)
     stalled = _STALLED.search(kernel_text(proc / "pressure/memory"))
@@ -53,7 +56,7 @@ def read(cpus: Collection[int], server: int, proc: Path = PROC, sysfs: Path = CP
         at=time.monotonic(),
         busy=busy,
         steal=steal,
-        own=family_seconds(server, proc) if server else None,
+        own=family_seconds(server, proc, weights) if server else None,
         stalled=int(stalled.group(1)) / 1e6 if stalled else 0.0,
         throttled=sum(int(text or 0) for text in counts),
     )
@@ -71,15 +74,23 @@ def _cpu_seconds(stat: str, cpus: Collection[int]) -> tuple[float, float]:
     return busy / TICKS, steal / TICKS
 
 
-def family_seconds(server: int, proc: Path = PROC) -> float:
-    """Return the CPU seconds of a process and all its descendants, those that have ended included."""
+def family_seconds(server: int, proc: Path = PROC, weights: str = "") -> float:
+    """Return the CPU seconds of a process and all its descendants, those that have ended included.
+
+    weights
+        The digest of the weights that an Ollama server is asked for: its runners of other models do not count, whether
+        they live or have ended. Empty: all count.
+    """
     seconds, family = 0.0, [server]
     for pid in family:
         # The name in parentheses may hold anything, spaces and parentheses too.
         fields = kernel_text(proc / str(pid) / "stat").rpartition(")")[2].split()
-        seconds += sum(int(number) for number in fields[11:15]) / TICKS
+        # What a server's children took that have ended: those were runners of other models.
+        counted = fields[11:13] if weights and pid == server else fields[11:15]
+        seconds += sum(int(number) for number in counted) / TICKS
         for task in (proc / str(pid) / "task").glob("*"):
-            family += [int(child) for child in kernel_text(task / "children").split()]
+            children = map(int, kernel_text(task / "children").split())
+            family += [child for child in children if weights in (numa.weights_of(child, proc) or weights)]
     return seconds
 
 
@@ -115,9 +126,14 @@ class Watch:
     ) -> None:
         """Take the CPUs, the process that works there on purpose, and pillar ``benchmark:disturbance``."""
         self._cpus, self._server, self._limits = frozenset(cpus), server, limits
-        self._proc, self._sysfs = proc, sysfs
+        self._proc, self._sysfs, self._weights = proc, sysfs, ""
         self._before = self._after = Reading(0, 0, 0, None, 0, 0)
         self._clock = Clock(min(cpus), sysfs)
+
+    def over(self, weights: str) -> Watch:
+        """Return itself, for a test of the model with this weights digest: a client of another model disturbs it."""
+        self._weights = weights
+        return self
 
     def __enter__(self) -> Watch:
         """Begin to look."""
@@ -133,7 +149,7 @@ class Watch:
         self._clock.stop()
 
     def _read(self) -> Reading:
-        return read(self._cpus, self._server, self._proc, self._sysfs)
+        return read(self._cpus, self._server, self._proc, self._sysfs, self._weights)
 
     def disturbances(self) -> dict[str, float]:
         """Return what was more than the limits allow: {words: by how many times}."""

@@ -14,9 +14,12 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from aiplatform.errors import PlatformError
 
 CACHES = Path("/sys/devices/system/cpu")
 MIB = 1 << 20
@@ -24,6 +27,8 @@ MIB = 1 << 20
 LEAST_BYTES = 64 * MIB
 CACHE_TIMES = 4
 ROUNDS = 8
+# No round takes nearly as long, the first one included, which fills the buffers.
+ROUND_SECONDS = 60.0
 _SIZES = {"K": 1 << 10, "M": MIB, "G": 1 << 30}
 _ABSENT = 0x5A
 
@@ -137,25 +142,45 @@ def bandwidth(cpus: Sequence[int], rounds: int = ROUNDS) -> float:
     One thread on each CPU searches a buffer of its own, which it touched first and which lies on its node by that, for
     a byte that is not there: libc's ``memchr`` reads with the widest registers and writes nothing, as decoding does.
     All begin a round together, and it ends with the last.
+
+    Raises ``PlatformError`` where one of the CPUs, or memory for its buffer, is not to be had.
     """
     size = max(LEAST_BYTES, CACHE_TIMES * last_cache_bytes(cpus) // len(cpus))
     size -= size % mmap.PAGESIZE
-    meeting = threading.Barrier(len(cpus))
-    times: list[list[tuple[float, float]]] = [[] for _ in cpus]
-    readers = [
-        threading.Thread(target=_read, args=(cpu, size, rounds, meeting, noted), daemon=True)
-        for cpu, noted in zip(cpus, times, strict=True)
-    ]
-    for reader in readers:
-        reader.start()
-    for reader in readers:
-        reader.join()
+    meeting = threading.Barrier(len(cpus), timeout=ROUND_SECONDS)
+    with ThreadPoolExecutor(len(cpus)) as pool:
+        readers = {cpu: pool.submit(_read, cpu, size, rounds, meeting) for cpu in cpus}
+    _refuse_unread({cpu: error for cpu, reader in readers.items() if (error := reader.exception())})
+    times = [reader.result() for reader in readers.values()]
     took = [max(end for _, end in one) - min(start for start, _ in one) for one in zip(*times, strict=True)]
     return float(size * len(cpus) / min(took) / 1e9)
 
 
-def _read(cpu: int, size: int, rounds: int, meeting: threading.Barrier, noted: list[tuple[float, float]]) -> None:
-    os.sched_setaffinity(0, {cpu})
+def _refuse_unread(errors: Mapping[int, BaseException]) -> None:
+    # Who only waited for another at the meeting knows nothing of what is wrong.
+    causes = {cpu: str(err) for cpu, err in errors.items() if not isinstance(err, threading.BrokenBarrierError)}
+    if errors:
+        raise PlatformError(
+            "The speed of memory cannot be measured",
+            where=", ".join(f"CPU {cpu}" for cpu in causes or errors),
+            expected=f"CPUs that this process may use, and {LEAST_BYTES // MIB} MiB or more of memory for each",
+            actual="; ".join(sorted(set(causes.values()))) or f"a round took more than {ROUND_SECONDS:g} s",
+            hint="numa.topology shows the CPUs that services may use; ollama:instances gives each instance its own",
+        )
+
+
+def _read(cpu: int, size: int, rounds: int, meeting: threading.Barrier) -> list[tuple[float, float]]:
+    """Return begin and end of each round of one CPU."""
+    try:
+        os.sched_setaffinity(0, {cpu})
+        return _rounds(size, rounds, meeting)
+    except BaseException:
+        meeting.abort()  # the others would wait for this one for ever
+        raise
+
+
+def _rounds(size: int, rounds: int, meeting: threading.Barrier) -> list[tuple[float, float]]:
+    noted = []
     libc = ctypes.CDLL(None)
     libc.memchr.restype = ctypes.c_void_p
     libc.memchr.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
@@ -165,10 +190,13 @@ def _read(cpu: int, size: int, rounds: int, meeting: threading.Barrier, noted: l
         first = ctypes.c_char.from_buffer(memory)
         address = ctypes.addressof(first)
         ctypes.memset(address, 1, size)
-        for _ in range(rounds):
-            meeting.wait()
-            started = time.perf_counter()
-            libc.memchr(address, _ABSENT, size)
-            noted.append((started, time.perf_counter()))
-        # A mapping is closed only where nothing points into it.
-        del first
+        try:
+            for _ in range(rounds):
+                meeting.wait()
+                started = time.perf_counter()
+                libc.memchr(address, _ABSENT, size)
+                noted.append((started, time.perf_counter()))
+        finally:
+            # A mapping is closed only where nothing points into it.
+            del first
+    return noted

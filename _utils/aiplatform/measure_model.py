@@ -15,14 +15,16 @@ from aiplatform.measure import Task
 from aiplatform.measure_answer import Instance, Sample, ask, percentiles
 from aiplatform.measure_code import Verdict
 from aiplatform.measure_memory import Roofline
-from aiplatform.ollama import Limits, OllamaError
+from aiplatform.ollama import Limits, OllamaError, Timeout
 
 LATENCY = "latency"
 PERCENTILES = (50, 95, 99)
 # A test that names no length of its own is warmed with one token.
 _WARM = {"num_predict": 1}
-# What a run that goes on with a record takes over of it, besides the answers.
-_GOES_ON = ("load_s", "wall_s", "model_s", "executed", "execution_s")
+# Seconds that a model stays loaded without a question: a run that is killed unloads nothing, so it goes by itself.
+KEEP_ALIVE = 600
+# What a run that goes on with a record takes over of it, besides the answers and the verdicts on their code.
+_GOES_ON = ("load_s", "wall_s", "model_s", "execution_s")
 
 
 class Watch(Protocol):
@@ -32,7 +34,7 @@ class Watch(Protocol):
         """Return what was too much, in words, and by how many times."""
 
 
-Watching = Callable[[], AbstractContextManager[Watch]]
+Watching = Callable[[str], AbstractContextManager[Watch]]
 Execute = Callable[[Mapping[str, Any], str], Verdict]
 
 
@@ -40,8 +42,9 @@ Execute = Callable[[Mapping[str, Any], str], Verdict]
 class Job:
     """All that measuring one model needs besides its instance.
 
-    ``watching`` looks at the host while a test runs, ``execute`` runs an answer's code (None: neither is done), and
-    ``roofline`` is what the memory allows this model. ``execution_note`` says why no code is run.
+    ``watching`` looks at the host while a test of these weights runs, ``execute`` runs an answer's code (None: neither
+    is done), and ``roofline`` is what the memory allows this model. ``execution_note`` says why no code is run.
+    ``go_on`` is called before each question, and raises where the run has been given up.
     """
 
     task: Task
@@ -53,6 +56,7 @@ class Job:
     execute: Execute | None = None
     roofline: Roofline | None = None
     execution_note: str = ""
+    go_on: Callable[[], None] = lambda: None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -79,7 +83,8 @@ class Job:
     def begun(self, record: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return the record to fill: what an earlier run left, if it was made under the same conditions.
 
-        A complete one is gone on with, too, where passes are missing; not where everything is to be measured afresh.
+        A complete one is gone on with, too, where passes are missing; not where everything is to be measured afresh. An
+        answer that ran into a limit which is a larger one now is missing.
         """
         new = {
             "model": self.task.model,
@@ -92,8 +97,14 @@ class Job:
             return {**new, "samples": {}}
         if "ttft_ms" in record and self.settings["fresh"]:
             return {**new, "samples": {}}
+        samples = {
+            name: sample
+            for name, sample in record.get("samples", {}).items()
+            if sample.get("timed_out_s", self.seconds) >= self.seconds
+        }
+        verdicts = {name: verdict for name, verdict in record.get("executed", {}).items() if name in samples}
         more = {key: record[key] for key in _GOES_ON if key in record}
-        return {**new, **more, "samples": dict(record.get("samples", {}))}
+        return {**new, **more, "executed": verdicts, "samples": samples}
 
 
 def sample_name(prompt: str, number: int) -> str:
@@ -111,6 +122,7 @@ class Examination:
 
     def ask(self, prompt: str, **options: Any) -> Sample:
         """Ask a prompt, with these options over the job's."""
+        self.job.go_on()
         wanted = {**self.job.options, **options}
         sample = ask(self.instance, self.job.task.model, prompt, wanted, self.job.seconds)
         self.model_s += sample.model_s
@@ -139,7 +151,7 @@ class Examination:
         for attempt in range(1, self.job.settings["disturbance"]["repeats"] + 2):
             if found:
                 self.between()
-            with self.job.watching() as watch:
+            with self.job.watching(self.job.task.weights_digest) as watch:
                 sample = question()
             why = watch.disturbances()
             words = "; ".join(why) or None
@@ -159,7 +171,8 @@ def run(
     keep
         Called with the record after each prompt, so that nothing is lost.
 
-    A model that cannot be loaded gets a record with ``failed`` and the worst figures.
+    A model that cannot be loaded gets a record with ``failed`` and the worst figures. None stays loaded, whatever
+    happens.
     """
     measured = job.begun(record)
     samples = measured["samples"]
@@ -168,15 +181,19 @@ def run(
         limits = Limits(read=job.settings["load_timeout"], total=job.settings["load_timeout"])
         started = time.monotonic()
         try:
-            instance.load(job.task.model, options=job.load_options, keep_alive=-1, limits=limits)
+            instance.load(job.task.model, options=job.load_options, keep_alive=KEEP_ALIVE, limits=limits)
         except OllamaError as err:
             if not instance.health():
                 raise
             measured["failed"] = f"cannot be loaded: {err}"
+            if isinstance(err, Timeout):
+                measured["timed_out_s"] = limits.total
             return finish(measured, job)
         measured.setdefault("load_s", round(time.monotonic() - started, 3))
-        _examine(Examination(instance, job), left, measured, keep)
-        instance.unload(job.task.model)
+        try:
+            _examine(Examination(instance, job), left, measured, keep)
+        finally:
+            instance.unload(job.task.model, limits=limits)
     execute(measured, job)
     return finish(measured, job)
 
@@ -245,6 +262,8 @@ def finish(record: Mapping[str, Any], job: Job) -> dict[str, Any]:
     }
     if not passes:
         found["ttft_ms"] = scoring.NO_LATENCY_MS
+    elif ran_into := [one["timed_out_s"] for one in record["samples"].values() if "timed_out_s" in one]:
+        found["timed_out_s"] = min(ran_into)
     if job.execution_note:
         found["execution_note"] = job.execution_note
     if job.roofline:

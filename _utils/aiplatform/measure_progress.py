@@ -1,15 +1,15 @@
-"""A line on the terminal for each step of pulling and measuring models, told by the hosts' events."""
+"""A line on the terminal for each step of pulling and measuring models: by the hosts' events, or on the host itself."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from aiplatform import event_lines, measure
+from aiplatform import event_lines, measure, transfer
 
-PULL_TAG = "ai_platform/models/progress"
 MEASURE_TAG = "ai_platform/benchmark/progress"
 
 
@@ -20,8 +20,8 @@ def line(tag: str, data: Mapping[str, Any]) -> str:
         The event as it arrives at the master: what the host sent is under ``data``.
     """
     what = data.get("data", {})
-    if tag == PULL_TAG:
-        return f"{data.get('id')}: pull {what['model']}: {what['status']}{_share(what)}"
+    if tag == transfer.TAG:
+        return f"{data.get('id')}: {what['operation']} {what['model']}: {what['status']}{_share(what)}"
     if tag == MEASURE_TAG:
         test = "measured" if what["done"] else f"{what['test']} ({what['tests_done']} of {what['tests']})"
         rate = f", {what['tokens_per_second']} tokens/s" if what["tokens_per_second"] else ""
@@ -79,6 +79,33 @@ class Pace:
         todo = sum(task.size * tests for task, tests in self._left.values() if task.instance == instance)
         done = self._done.get(instance)
         return spent / done * todo if done else None
+
+
+def event(task: measure.Task, record: Mapping[str, Any], pace: Pace) -> dict[str, Any]:
+    """Return what is told after each test of a model, and once more when it is measured.
+
+    record
+        What is measured so far.
+    """
+    samples, done = record["samples"], "measured_at" in record
+    last = next(reversed(samples), None)
+    return {
+        "model": task.model,
+        "instance": task.instance,
+        "test": last,
+        "tests_done": len(samples),
+        "tests": pace.tests,
+        "tokens_per_second": round(samples[last].get("tokens_per_second", 0.0), 1) if last else None,
+        "seconds_left": pace.left(task, len(samples), done),
+        "done": done,
+    }
+
+
+def show(host: str, data: Mapping[str, Any]) -> None:
+    """Write the line of an event to the error stream, on a host that has no master to tell."""
+    with suppress(OSError):  # a terminal that is gone is no reason to end what it was told of
+        sys.stderr.write(f"{line(MEASURE_TAG, {'id': host, 'data': data})}\n")
+        sys.stderr.flush()
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -56,6 +56,8 @@ class Run:
             What an earlier run left, by weights digest.
         slots
             Pillar ``slots``. A model that turns out to be of the kind of another instance is measured there again.
+
+        Raises what stopped one of the instances, when the others have ended, too: each at its next prompt.
         """
         done = dict(self._side_by_side(tasks, records))
         moved = [again for task in tasks if (again := measuring.elsewhere(done[task.model], task, slots))]
@@ -64,32 +66,41 @@ class Run:
     def _side_by_side(
         self, tasks: Sequence[measuring.Task], records: Mapping[str, Record]
     ) -> Iterator[tuple[str, Record]]:
-        instances = sorted({task.instance for task in tasks})
-        for name in instances:
-            queued = [(task, records.get(task.weights_digest)) for task in tasks if task.instance == name]
-            threading.Thread(target=self._work, args=(name, queued), name=f"benchmark-{name}", daemon=True).start()
+        queued: dict[str, list[tuple[measuring.Task, Record | None]]] = {}
+        for task in tasks:
+            queued.setdefault(task.instance, []).append((task, records.get(task.weights_digest)))
+        threads = [
+            threading.Thread(target=self._work, args=work, name=f"benchmark-{work[0]}", daemon=True)
+            for work in queued.items()
+        ]
+        for thread in threads:
+            thread.start()
         try:
-            yield from self._collect(len(instances))
+            yield from self._collect(len(threads))
         except BaseException:
-            # The other thread ends at its next prompt.
             self._stop.set()
+            # Whoever is told of the failure loads the slots again: by then no model may be under measurement.
+            for thread in threads:
+                thread.join()
             raise
 
     def _work(self, instance: str, queued: Iterable[tuple[measuring.Task, Record | None]]) -> None:
         try:
             for task, record in queued:
-                measured = measure_model.run(
-                    self._clients[instance], self._make_job(task), record, self._hand_over(task)
-                )
+                self._go_on()
+                job = replace(self._make_job(task), go_on=self._go_on)
+                measured = measure_model.run(self._clients[instance], job, record, self._hand_over(task))
                 self._messages.put(_Message(task, measured, done=True))
             self._messages.put(_Message())
         except Exception as err:  # noqa: BLE001 - whatever it is, the thread that waits must learn of it, and raises it
             self._messages.put(_Message(error=err))
 
+    def _go_on(self) -> None:
+        if self._stop.is_set():
+            raise PlatformError("The run was given up")
+
     def _hand_over(self, task: measuring.Task) -> Callable[[Mapping[str, Any]], None]:
         def hand_over(record: Mapping[str, Any]) -> None:
-            if self._stop.is_set():
-                raise PlatformError("The run was given up", where=task.instance)
             # A copy: this thread goes on filling its own.
             self._messages.put(_Message(task, {**record, "samples": dict(record["samples"])}))
 

@@ -327,6 +327,12 @@ def runners(server: int, proc: Path = PROC) -> dict[int, str]:
     return {pid: model for pid, model, parent in _runners(proc) if parent == server}
 
 
+def weights_of(pid: int, proc: Path = PROC) -> str:
+    """Return the path of the weights blob of a model runner; empty for any other process."""
+    words = kernel_text(proc / str(pid) / "cmdline").split("\0")
+    return words[words.index("--model") + 1] if "runner" in words[1:] and "--model" in words[:-1] else ""
+
+
 def living_runners(port: int, proc: Path = PROC) -> int:
     """Return how many model runners the Ollama server on a port has; for root, who may read its environment."""
     serves = re.compile(rf"\0OLLAMA_HOST=[^\0]*:{port}\0")
@@ -338,9 +344,8 @@ def living_runners(port: int, proc: Path = PROC) -> int:
 def _runners(proc: Path) -> Iterator[tuple[int, str, int]]:
     """Yield process id, weights blob and parent of each model runner on this machine."""
     for folder in proc.glob("[0-9]*"):
-        words = kernel_text(folder / "cmdline").split("\0")
-        if "runner" in words[1:] and "--model" in words[:-1]:
-            yield int(folder.name), words[words.index("--model") + 1], _parent(folder)
+        if model := weights_of(int(folder.name), proc):
+            yield int(folder.name), model, _parent(folder)
 
 
 def residency(pid: int, node: int | None, proc: Path = PROC) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from aiplatform.ollama_errors import (
     RequestRefused,
     ServerFailed,
     Timeout,
+    TlsFailed,
     TooLong,
     bad_reply,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "RequestRefused",
     "ServerFailed",
     "Timeout",
+    "TlsFailed",
     "TooLong",
     "from_environment",
     "normalise",
@@ -57,8 +59,10 @@ __all__ = [
 
 DEFAULT_REGISTRY = "registry.ollama.ai"
 DEFAULT_URL = "http://127.0.0.1:11434"
-# In a container the first one names the service, on its host the second one the published port.
+# The first one names the service, as containers of its network resolve it, the second one the port on their host.
 ENVIRONMENT = ("OLLAMA_BASE_URL", "OLLAMA_HOST_BASE_URL")
+# What Docker and Podman put into each container.
+CONTAINER_MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))
 POLL_SECONDS = 0.2
 _FROM_LINE = re.compile(r"^FROM\s+(?:\S*[/\\])?sha256[-:]([0-9a-f]{64})\s*$", re.MULTILINE)
 
@@ -145,9 +149,9 @@ class Client:
         """Return the models of the store: name, digest of the manifest, size in bytes, details."""
         return self._models("/api/tags")
 
-    def ps(self) -> list[dict[str, Any]]:
+    def ps(self, limits: Limits = QUICK) -> list[dict[str, Any]]:
         """Return the loaded models, under the names that loaded them."""
-        return self._models("/api/ps")
+        return self._models("/api/ps", limits)
 
     def show(self, model: str, *, verbose: bool = False, limits: Limits = QUICK) -> dict[str, Any]:
         """Return modelfile, parameters, template, details and capabilities of a model.
@@ -161,9 +165,9 @@ class Client:
         """Return whether the store holds this name."""
         return normalise(model) in {normalise(row["name"]) for row in self.tags()}
 
-    def digest(self, model: str) -> str:
+    def digest(self, model: str, limits: Limits = QUICK) -> str:
         """Return the weights digest of a model: 64 hex digits."""
-        return weights_digest(self.show(model))
+        return weights_digest(self.show(model, limits=limits))
 
     # -- the store --------------------------------------------------------------------------------------------
 
@@ -254,10 +258,10 @@ class Client:
                 raise
             self._ask("POST", "/api/embed", {key: value for key, value in body.items() if key != "stream"}, limits)
 
-    def loaded(self, model: str) -> bool:
-        """Return whether the weights of this model are loaded, under whatever name."""
-        weights = self.digest(model)
-        return any(self._same_weights(row["name"], weights) for row in self.ps())
+    def loaded(self, model: str, limits: Limits = QUICK) -> bool:
+        """Return whether the weights of this model are loaded, under whatever name; ``limits`` are of each question."""
+        weights = self.digest(model, limits)
+        return any(self._same_weights(row["name"], weights, limits) for row in self.ps(limits))
 
     # -- answers ----------------------------------------------------------------------------------------------
 
@@ -289,9 +293,9 @@ class Client:
 
     # -- replies ----------------------------------------------------------------------------------------------
 
-    def _models(self, path: str) -> list[dict[str, Any]]:
+    def _models(self, path: str, limits: Limits = QUICK) -> list[dict[str, Any]]:
         # An empty list is written as null by some versions.
-        reply = self._ask("GET", path)
+        reply = self._ask("GET", path, None, limits)
         if "models" in reply and reply["models"] is None:
             return []
         rows = self._member(reply, "models", list, path)
@@ -309,9 +313,9 @@ class Client:
                 raise
             return False
 
-    def _same_weights(self, name: str, weights: str) -> bool:
+    def _same_weights(self, name: str, weights: str, limits: Limits = QUICK) -> bool:
         try:
-            return self.digest(name) == weights
+            return self.digest(name, limits) == weights
         except ModelNotFound:  # its name was deleted while it stayed loaded
             return False
 
@@ -361,6 +365,10 @@ class Client:
 
 
 def from_environment() -> Client:
-    """Return a client of the instance that ``OLLAMA_BASE_URL`` or ``OLLAMA_HOST_BASE_URL`` names, or the local one."""
-    named = (os.environ.get(name, "").strip() for name in ENVIRONMENT)
+    """Return a client of the instance that the environment names, or of the local one.
+
+    An env file names it twice: in a container ``OLLAMA_BASE_URL`` counts first, else ``OLLAMA_HOST_BASE_URL``.
+    """
+    inside = any(mark.exists() for mark in CONTAINER_MARKS)
+    named = (os.environ.get(name, "").strip() for name in (ENVIRONMENT if inside else reversed(ENVIRONMENT)))
     return Client(next((url for url in named if url), DEFAULT_URL))

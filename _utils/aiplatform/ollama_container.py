@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,6 +24,9 @@ HOME = "/var/lib/ollama"
 DATA = f"{HOME}/.ollama"
 MODELS = "/models"
 PIDS = 2048
+# Whose devices Docker is asked for.
+VENDOR = "nvidia"
+VERSION = re.compile(r"\d+\.\d+\.\d+")
 ANYWHERE = "0.0.0.0"  # noqa: S104 (compared and told to a container; who gets in is the published address)
 
 
@@ -158,6 +162,14 @@ def image(settings: Settings, row: Profile) -> str:
     return containers.reference(registry, row["image"], row["version"], row["digest"])
 
 
+def known_version(row: Profile) -> str:
+    """Return the version that a profile's server has to answer; empty where its image's name does not tell.
+
+    A tag such as ``latest`` or ``0.17.4-rocm`` is no version, and a digest counts before the tag.
+    """
+    return "" if row["digest"] or not VERSION.fullmatch(row["version"]) else row["version"]
+
+
 def environment(settings: Settings, row: Profile) -> dict[str, str]:
     """Return the environment of a profile's server."""
     ollama = settings["ollama"]
@@ -187,7 +199,7 @@ def gpus(wanted: bool | str, drivers: list[str]) -> str | None:
     drivers
         The vendors whose driver is loaded on the host.
     """
-    return "all" if wanted and "nvidia" in drivers else None
+    return "all" if wanted and VENDOR in drivers else None
 
 
 def demand_gpu(name: str, wanted: bool | str, drivers: list[str]) -> None:

@@ -55,18 +55,25 @@ def place(settings: Settings, name: str = "") -> Place:
     Raises ``NotFoundError`` for a name that pillar does not have on this host.
     """
     if ollama_container.is_used(settings):
-        known = ollama_container.profiles(settings)
-        row = ollama_container.profile(settings, name or next(iter(known)))
-        return Place(
-            name=name or next(iter(known)),
-            url=ollama_container.host_url(row),
-            inner_url=ollama_container.inner_url(row),
-            port=row["port"],
-            address=row["address"],
-            container=row["name"],
-            volume=row["volume"],
-        )
+        return in_docker(settings, name or next(iter(ollama_container.profiles(settings))))
     return _native(settings, name)
+
+
+def in_docker(settings: Settings, name: str) -> Place:
+    """Return where a profile of this host runs.
+
+    Raises ``NotFoundError`` for one that it does not run.
+    """
+    row = ollama_container.profile(settings, name)
+    return Place(
+        name=name,
+        url=ollama_container.host_url(row),
+        inner_url=ollama_container.inner_url(row),
+        port=row["port"],
+        address=row["address"],
+        container=row["name"],
+        volume=row["volume"],
+    )
 
 
 def _native(settings: Settings, name: str) -> Place:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import requests
-import urllib3.exceptions
+import urllib3
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from aiplatform import ollama_errors as errors
+from aiplatform import paced_http
 
 # The longest line seen from Ollama is /api/show of a model with a large licence, below 1 MiB; embeddings of many
 # texts come as one reply.
@@ -34,6 +36,16 @@ class Limits:
     read: float = 30.0
     total: float | None = None
     first: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, seconds in vars(self).items():
+            if seconds is not None and seconds <= 0:
+                expected = "more than 0 seconds"
+                raise errors.RequestRefused("This is no time limit", where=name, expected=expected, actual=seconds)
+
+    def until_connected(self) -> float:
+        """The wait for the connection, seconds."""
+        return self.connect if self.total is None else min(self.connect, self.total)
 
     def until_first(self) -> float:
         """The wait for the first piece, seconds."""
@@ -64,6 +76,8 @@ class Wire:
         # A proxy for the outside world must not come between a host and its own service.
         self._session.trust_env = False
         self._session.verify = verify
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, paced_http.Adapter())
         if token:
             self._session.headers["Authorization"] = f"Bearer {token}"
 
@@ -113,13 +127,14 @@ class Wire:
     def _open(self, method: str, path: str, body: Any, limits: Limits, accept: tuple[int, ...]) -> requests.Response:
         payload = {"json": body} if isinstance(body, Mapping) else {"data": body}
         started = time.monotonic()
-        timeout = (limits.connect, limits.until_first())
+        silence = limits.until_first()
+        timeout: Any = urllib3.Timeout(connect=limits.connect, read=silence, total=limits.total)
         try:
             reply = self._session.request(
                 method, self.base_url + path, timeout=timeout, stream=True, allow_redirects=False, **payload
             )
         except requests.RequestException as err:
-            raise self._transport(path, err, limits, limits.until_first()) from err
+            raise self._transport(path, err, limits, silence, started) from err
         if reply.status_code in accept:
             return reply
         try:
@@ -156,30 +171,17 @@ class Wire:
 
     def _parts(self, path: str, reply: requests.Response, limits: Limits, started: float) -> Iterator[bytes]:
         """The body as it comes, each wait bounded by what is left of the limits."""
-        silence = limits.silence(time.monotonic() - started)
-        try:
-            self._bear(reply, silence)
-            for part in reply.iter_content(_PIECE if "Content-Length" in reply.headers else None):
-                passed = time.monotonic() - started
-                if limits.total is not None and passed > limits.total:
-                    raise self._late(path, limits)
-                yield part
-                if limits.total is not None:
-                    silence = limits.silence(time.monotonic() - started)
-                    self._bear(reply, silence)
-        except requests.RequestException as err:
-            if limits.total is not None and time.monotonic() - started >= limits.total - _TICK:
-                raise self._late(path, limits) from err
-            raise self._transport(path, err, limits, silence) from err
-
-    @staticmethod
-    def _bear(reply: requests.Response, seconds: float) -> None:
-        """Set how long the socket waits from now on; requests sets it for a whole reply only."""
-        sock = _attribute(reply.raw, "connection", "sock")
-        # A server that closes after its reply has the socket handed over to the reply.
-        sock = sock or _attribute(reply.raw, "_fp", "fp", "raw", "_sock")
-        if sock is not None:
-            sock.settimeout(seconds)
+        while True:
+            silence = limits.silence(time.monotonic() - started)
+            try:
+                part = paced_http.piece(reply, _PIECE, silence)
+            except urllib3.exceptions.HTTPError as err:
+                raise self._transport(path, err, limits, silence, started) from err
+            if not part:
+                return
+            if limits.total is not None and time.monotonic() - started > limits.total:
+                raise self._late(path, limits)
+            yield part
 
     def _piece(self, path: str, line: bytes) -> dict[str, Any]:
         data = self._decode(path, line)
@@ -205,23 +207,30 @@ class Wire:
     def _late(self, path: str, limits: Limits) -> errors.Timeout:
         return errors.Timeout(f"Not complete after {limits.total:g} s", where=self.base_url + path)
 
-    def _transport(self, path: str, err: requests.RequestException, limits: Limits, silence: float) -> Exception:
+    def _transport(
+        self, path: str, err: Exception, limits: Limits, silence: float, started: float
+    ) -> errors.OllamaError:
         where = self.base_url + path
-        # While a body is read, requests wraps a read time-out into its ConnectionError.
-        wrapped = err.args[0] if err.args else None
+        if isinstance(err, requests.exceptions.SSLError):
+            authorities = DEFAULT_CA_BUNDLE_PATH if self._session.verify is True else self._session.verify
+            expected = f"TLS, with a certificate of an authority in {authorities}"
+            return errors.TlsFailed("No TLS with the instance", where=where, expected=expected, actual=_reason(err))
         if isinstance(err, requests.ConnectTimeout):
-            return errors.InstanceDown(f"No connection within {limits.connect:g} s", where=where)
-        if isinstance(err, requests.Timeout) or isinstance(wrapped, urllib3.exceptions.ReadTimeoutError):
+            hint = "is its host up, and does a firewall let this port through?"
+            return errors.InstanceDown(f"No connection within {limits.until_connected():g} s", where=where, hint=hint)
+        if isinstance(err, (requests.Timeout, urllib3.exceptions.ReadTimeoutError)):
+            if limits.total is not None and time.monotonic() - started >= limits.total - _TICK:
+                return self._late(path, limits)
             return errors.Timeout(f"Silent for {silence:.3g} s", where=where)
-        if isinstance(err, requests.exceptions.ChunkedEncodingError):
-            return errors.InstanceDown("The connection closed in the middle of the reply", where=where)
+        if isinstance(err, (urllib3.exceptions.ProtocolError, urllib3.exceptions.SSLError)):
+            hint = "try again; ollama.logs shows why it ended"
+            return errors.InstanceDown("The connection closed in the middle of the reply", where=where, hint=hint)
         if isinstance(err, requests.ConnectionError):
-            hint = "is its service running?"
-            return errors.InstanceDown("Nothing answers", where=where, actual=wrapped, hint=hint)
-        return errors.OllamaError(str(err), where=where)
+            return errors.InstanceDown("Nothing answers", where=where, actual=_reason(err))
+        return errors.OllamaError(str(err), where=where, hint="is this the address of an Ollama?")
 
 
-def _attribute(value: Any, *names: str) -> Any:
-    for name in names:
-        value = getattr(value, name, None)
-    return value
+def _reason(err: Exception) -> object:
+    """What lies behind an error of requests."""
+    wrapped = err.args[0] if err.args else None
+    return getattr(wrapped, "reason", wrapped)

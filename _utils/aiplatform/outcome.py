@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -79,6 +79,32 @@ def _refusal(host: str, answer: Any) -> str:
     return "; ".join(str(line) for line in answer) if isinstance(answer, list) else str(answer)
 
 
+def of_runner(name: str, answer: Any, test: bool) -> dict[str, Any]:
+    """Return the answer of a runner that reports its changes as what a state returns.
+
+    name
+        The function.
+    answer
+        A mapping with ``changes``, ``comment``, and ``result`` or ``retcode``, each of which may be left out; or what
+        Salt says of a runner that raised.
+    test
+        Whether it was a dry run.
+    """
+    if not isinstance(answer, dict):
+        return {"name": name, "result": False, "changes": {}, "comment": _last_line(answer)}
+    content = answer.get("data", answer) if "outputter" in answer else answer
+    changes = content.get("changes", {})
+    good = content.get("result", True) is not False and not content.get("retcode", 0)
+    result = None if good and test and changes else good
+    return {"name": name, "result": result, "changes": changes, "comment": str(content.get("comment", ""))}
+
+
+def _last_line(answer: Any) -> str:
+    """Return what a runner that raised had to say: the end of its traceback."""
+    lines = [line for line in str(answer).splitlines() if line.strip()]
+    return lines[-1] if str(answer).startswith("Exception occurred") and lines else str(answer).strip()
+
+
 def rows(steps: Sequence[Step], results: Mapping[str, Any]) -> tuple[list[Row], list[Failure]]:
     """Return how each step went on each host, and every failure.
 
@@ -95,6 +121,12 @@ def rows(steps: Sequence[Step], results: Mapping[str, Any]) -> tuple[list[Row], 
             found.append(row)
             failures += causes
     return found, failures
+
+
+def in_order(steps: Sequence[Step], found: Iterable[Row]) -> list[Row]:
+    """Return rows in the order of the steps; what is none of them, as the question whether all answer, comes first."""
+    order = {step.id: number for number, step in enumerate(steps)}
+    return sorted(found, key=lambda row: order.get(row.step, -1))
 
 
 def by_id(orchestrated: Any) -> dict[str, Any]:

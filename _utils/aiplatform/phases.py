@@ -19,13 +19,17 @@ MINIONS = "minions"
 
 @dataclass(frozen=True)
 class Phase:
-    """One row of the graph; ``steps`` are pairs of kind (state, runner) and name."""
+    """One row of the graph; ``steps`` are pairs of kind (state, runner) and name.
+
+    ``always`` says that it runs even where a dry run has found nothing to do.
+    """
 
     name: str
     about: str
     roles: tuple[str, ...]
     needs: tuple[str, ...]
     steps: tuple[tuple[str, str], ...]
+    always: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def load(path: Path, first: bool = False) -> dict[str, Phase]:
 def _phase(name: str, row: Mapping[str, Any], first: bool) -> Phase:
     steps = tuple((kind, str(target)) for step in row["steps"] for kind, target in step.items())
     needs = (*row["needs"], *(row.get("first_after", []) if first else []))
-    return Phase(name, row["about"], tuple(row["roles"]), needs, steps)
+    return Phase(name, row["about"], tuple(row["roles"]), needs, steps, bool(row.get("always")))
 
 
 def check_names(names: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -85,6 +89,19 @@ def check_names(names: Iterable[str], known: Iterable[str], where: str) -> None:
     if unknown:
         wanted = "; ".join(one_of(name, known) for name in unknown)
         raise PlatformError("Unknown name", where=where, expected=wanted, actual=", ".join(map(str, unknown)))
+
+
+def with_dependents(phases: Mapping[str, Phase], names: Iterable[str]) -> set[str]:
+    """Return these phases and all that need one of them, by whatever detour.
+
+    phases
+        The graph, in its order.
+    """
+    found = set(names)
+    for phase in phases.values():
+        if found.intersection(phase.needs):
+            found.add(phase.name)
+    return found
 
 
 def plan(

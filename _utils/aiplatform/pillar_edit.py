@@ -67,7 +67,20 @@ def slot_model(text: str, number: int, model: str | None, force: bool) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Replace a file in one step, with the same owner and mode."""
+    """Replace a file in one step, with the same owner and mode.
+
+    Raises ``PlatformError`` with the path where it cannot be written; it is as it was then.
+    """
+    try:
+        _replace(path, text)
+    except OSError as err:
+        hint = "has its disk room, and may the master write there?"
+        raise PlatformError(
+            "The pillar file cannot be written", where=str(path), actual=err.strerror or err, hint=hint
+        ) from err
+
+
+def _replace(path: Path, text: str) -> None:
     before = path.stat()
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

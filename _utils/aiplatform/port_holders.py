@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,12 +40,13 @@ def holders(port: int, address: str, proc: Path = Path("/proc")) -> list[Holder]
     found = {
         Holder(row.laddr.ip, port, row.pid or 0, _process(row.pid), _unit(row.pid, proc))
         for row in psutil.net_connections("tcp")
-        if row.status == psutil.CONN_LISTEN and row.laddr.port == port and _meet(row.laddr.ip, address)
+        if row.status == psutil.CONN_LISTEN and row.laddr.port == port and meet(row.laddr.ip, address)
     }
     return sorted(found, key=lambda holder: (holder.pid, holder.address))
 
 
-def _meet(one: str, other: str) -> bool:
+def meet(one: str, other: str) -> bool:
+    """Whether two listeners on these addresses could not have the same port."""
     return one == other or one in _WILDCARDS or other in _WILDCARDS
 
 
@@ -68,19 +69,19 @@ def unit_of(cgroup: str) -> str:
     return found[-1] if found else ""
 
 
-def strangers(found: Iterable[Holder], publishers: Iterable[str], container: str) -> list[str]:
+def strangers(found: Iterable[Holder], publishers: Collection[str], own: Collection[str]) -> list[str]:
     """Return, in words, who keeps a container from its port: listeners, and containers that publish it.
 
     found
         As ``holders`` returns them.
     publishers
         The names of the containers that publish the port.
-    container
-        The one that is to have it, whose own proxy is no stranger.
+    own
+        Those that leave it to the one that is to have it, and that one itself: they and their proxies are no strangers.
     """
-    others = [f"container {name}" for name in publishers if name != container]
+    others = [f"container {name}" for name in publishers if name not in own]
     return [
         *(str(holder) for holder in found if holder.process != DOCKER_PROXY),
         *others,
-        *(str(holder) for holder in found if holder.process == DOCKER_PROXY and not list(publishers)),
+        *(str(holder) for holder in found if holder.process == DOCKER_PROXY and not publishers),
     ]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from typing import Any
 
-from aiplatform import event_lines, measure_progress
+from aiplatform import event_lines, look, measure_progress
 from aiplatform.outcome import changed_ids, failures_of, notices_of, states_of
 from aiplatform.phases import STATE, Step
 
@@ -80,13 +80,18 @@ class Lines:
         function = str(data.get("fun", ""))
         if function.startswith("runner."):
             return self._phases.get(("runner", function.removeprefix("runner.")), "")
+        if function == look.FUNCTION:
+            return look.NAME
         arguments = data.get("fun_args") or data.get("arg") or [""]
         return self._phases.get((STATE, str(arguments[0])), "") if function == "state.sls" else ""
 
     def _states(self, phase: str, data: Mapping[str, Any]) -> str:
         answer = data.get("return")
+        if phase == look.NAME:
+            return look.line(answer)
         if failures := failures_of(phase, str(data["id"]), answer):
-            return f"FAILED: {failures[0].state or 'no state'}: {failures[0].reason.splitlines()[0]}"
+            first = next(iter(failures[0].reason.splitlines()), "no reason given")
+            return f"FAILED: {failures[0].state or 'no state'}: {first}"
         notices = "".join(f"\n    NOTE: {text}" for text in notices_of(answer))
         return f"{len(states_of(answer))} states, {len(changed_ids(answer))} changed{notices}"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from aiplatform.ollama_errors import RequestRefused
+
 BUDGET_TOKENS = 4000
 # English text in the tokenisers of Llama, Mistral and Gemma; `measured` asks the model itself.
 CHARACTERS_A_TOKEN = 4.0
@@ -35,10 +37,10 @@ TASKS: dict[str, dict[str, Any]] = {
 def parameters(task: str = "general", **own: Any) -> dict[str, Any]:
     """Return the options for a task, the caller's own over them.
 
-    Raises ``ValueError`` for an unknown task, with those there are.
+    Raises ``RequestRefused`` for an unknown task, with those there are.
     """
     if task not in TASKS:
-        raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
+        raise RequestRefused("There is no such task", where="task", expected=f"one of {', '.join(TASKS)}", actual=task)
     return TASKS[task] | own
 
 
@@ -91,9 +93,16 @@ def evidence(pieces: Sequence[str | Mapping[str, Any]]) -> str:
 
     pieces
         Texts, or mappings with ``text`` and optionally ``source``.
+
+    Raises ``RequestRefused`` for a mapping without ``text``.
     """
     lines = [EVIDENCE]
     for number, piece in enumerate(pieces, 1):
-        text, source = (piece, "") if isinstance(piece, str) else (str(piece["text"]), str(piece.get("source", "")))
-        lines.append(f"[{number}] {f'({source}) ' if source else ''}{text.strip()}")
+        told = piece if isinstance(piece, Mapping) else {"text": piece}
+        if "text" not in told:
+            expected = "a text, or a mapping with 'text' and optionally 'source'"
+            where = f"piece {number} of the evidence"
+            raise RequestRefused("Evidence without a text", where=where, expected=expected, actual=dict(told))
+        source = str(told.get("source", ""))
+        lines.append(f"[{number}] {f'({source}) ' if source else ''}{str(told['text']).strip()}")
     return "\n".join(lines)

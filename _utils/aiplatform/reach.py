@@ -11,6 +11,10 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import dns.exception
+import dns.message
+import dns.query
+
 from aiplatform import plain_http, schema, sites
 from aiplatform.checks import Finding
 from aiplatform.services import Endpoint, endpoints, expand
@@ -32,12 +36,15 @@ def allowed(settings: Mapping[str, Any], endpoint: Endpoint, host: str) -> bool:
 
 
 def from_host(settings: Mapping[str, Any], host: str) -> dict[str, Endpoint]:
-    """Return the services on other hosts by the name of their check; ``udp`` cannot be tried by connecting."""
-    known = host in settings["platform"]["hosts"]
+    """Return the services on other hosts by the name of their check.
+
+    By ``udp``, which has no connection to try, name servers only: they answer a question.
+    """
+    known, rows = host in settings["platform"]["hosts"], expand(settings)
     return {
         f"reach_{end.service}_{end.host}": end
         for end in endpoints(settings)
-        if known and end.host != host and end.scheme != "udp"
+        if known and end.host != host and (end.scheme != "udp" or rows[end.service]["role"] == "coredns_host")
     }
 
 
@@ -69,10 +76,23 @@ def speak(endpoint: Endpoint, name: str, timeout: float) -> str:
     return ANSWERED
 
 
+def ask(endpoint: Endpoint, zone: str, timeout: float) -> str:
+    """Ask a name server for a zone by UDP, and say how it went as ``connect`` does; any answer is one.
+
+    timeout
+        Seconds until it has answered.
+    """
+    try:
+        dns.query.udp(dns.message.make_query(zone, "SOA"), endpoint.address, timeout, endpoint.port)
+    except (dns.exception.DNSException, OSError):
+        return REFUSED
+    return ANSWERED
+
+
 def try_all(settings: Mapping[str, Any], host: str, ends: Iterable[Endpoint], timeout: float) -> dict[str, str]:
     """Try all services at once from ``host``, by URL: a port that is silent costs its ``timeout`` (seconds) only once.
 
-    One that is open and speaks HTTP is asked too, the proxy by a public name.
+    One that is open and speaks HTTP is asked too, the proxy by a public name; a name server by UDP for the site's zone.
     """
     found, rows = list(ends), expand(settings)
     if not found:
@@ -80,6 +100,8 @@ def try_all(settings: Mapping[str, Any], host: str, ends: Iterable[Endpoint], ti
     public = next(iter(sites.names(settings)), "")
 
     def attempt(end: Endpoint) -> str:
+        if end.scheme == "udp":
+            return ask(end, settings["platform"]["domain"], timeout)
         if end.scheme not in plain_http.PORTS or not allowed(settings, end, host):
             return connect(end.address, end.port, timeout)
         return speak(end, public if rows[end.service]["role"] == "nginx_proxy" else "", timeout)

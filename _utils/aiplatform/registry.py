@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 import requests
+import urllib3
 
 from aiplatform.ollama import DEFAULT_REGISTRY, ModelNotFound, OllamaError
 
@@ -26,6 +27,8 @@ class Remote:
 
 class RegistryDown(OllamaError):
     """The registry does not answer, or not as one."""
+
+    advice = "is it running, and may this host reach it?"
 
 
 def is_plain(model: str, insecure: Iterable[str]) -> bool:
@@ -50,8 +53,7 @@ def ask(model: str, insecure: Iterable[str] = ()) -> Remote:
         try:
             reply = session.get(url, headers={"Accept": ACCEPTED}, timeout=TIMEOUT)
         except requests.RequestException as err:
-            hint = "is it running, and may this host reach it?"
-            raise RegistryDown("The registry does not answer", where=url, actual=type(err).__name__, hint=hint) from err
+            raise RegistryDown("The registry does not answer", where=url, actual=type(err).__name__) from err
     if reply.status_code == HTTPStatus.NOT_FOUND:
         hint = "look for a slip in its name or tag; nothing was changed"
         raise ModelNotFound(f"There is no model {model}", where=url, expected="a model of the registry", hint=hint)
@@ -64,7 +66,7 @@ def rate(model: str, weights: str, insecure: Iterable[str] = (), most: int = 4 <
     """Return the bytes a second at which a piece of a model's weights comes from its registry.
 
     :param weights: their digest, as ``ask`` says it.
-    :param most: bytes to fetch at most; ``seconds`` is how long that may go on.
+    :param most: bytes to fetch at most; ``seconds`` is how long that may go on, and how long a silence may be.
     :raises RegistryDown: it does not give them.
     """
     host, namespace, name, _ = _parts(model)
@@ -75,13 +77,14 @@ def rate(model: str, weights: str, insecure: Iterable[str] = (), most: int = 4 <
         session.trust_env = not plain
         try:
             headers = {"Range": f"bytes=0-{most - 1}"}
-            with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as reply:
+            with session.get(url, headers=headers, stream=True, timeout=(TIMEOUT[0], seconds)) as reply:
                 reply.raise_for_status()
-                for piece in reply.iter_content(64 << 10):
+                # What has come, be it a byte: a whole piece would take a slow line longer than it is given.
+                while got < most and time.monotonic() - began < seconds and (piece := reply.raw.read1(64 << 10)):
                     got += len(piece)
-                    if got >= most or time.monotonic() - began > seconds:
-                        break
-        except requests.RequestException as err:
+        except (requests.ReadTimeout, urllib3.exceptions.ReadTimeoutError):
+            pass  # then this is all that came
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as err:
             raise RegistryDown("The registry gives no weights", where=url, actual=type(err).__name__) from err
     return got / max(time.monotonic() - began, 1e-6)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from aiplatform import plots, report, report_html
 from aiplatform.errors import PlatformError
+
+log = logging.getLogger(__name__)
 
 PAGES = (".md", ".html")
 _NAME = re.compile(r"benchmark_\d{8}T\d{6}")
@@ -58,6 +61,17 @@ def read(path: Path) -> dict[str, Any]:
     if found != report.FORMAT:
         raise _unreadable(path, f"format {found}")
     return dict(made)
+
+
+def earlier(folder: Path) -> list[dict[str, Any]]:
+    """Return the data of all runs, oldest first; one that cannot be read is left out, and the log names it."""
+    found = []
+    for path in runs(folder):
+        try:
+            found.append(read(path))
+        except PlatformError as err:
+            log.warning("%s", err)
+    return found
 
 
 def _unreadable(path: Path, actual: str) -> PlatformError:

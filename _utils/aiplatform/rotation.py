@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from aiplatform import outcome, slot_rules, slots
 from aiplatform.errors import PlatformError
 from aiplatform.tables import table
 
+STORE = "store"
 _PHASE = re.compile(r"(\S+) (\w+) ([\d.]+) s at ([\d.]+)")
 
 
@@ -35,10 +36,30 @@ def wanted(pillar: Mapping[str, Any], number: int, model: str | None, force: boo
     Raises ``PlatformError`` with every reason why it cannot be, by pillar and the benchmark's figures.
     """
     found = copy.deepcopy(dict(pillar))
-    row = next(row for key, row in found["slots"].items() if int(key) == number)
-    row |= {"model": model, "force": force}
+    _row(found, number).update(model=model, force=force)
     slot_rules.refuse(slot_rules.problems(found))
     return found
+
+
+def states(pillar: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Return the states of the phase ``models`` that bring a slot's model into service, as ``state.high`` takes them.
+
+    They go first, by themselves: what else the phase has keeps nobody waiting, and a minion has these at work without
+    fetching and rendering any file.
+    """
+    instance = _row(pillar, number)["instance"]
+    return {
+        "models-pulled": {"model_slots": ["pulled"]},
+        f"models-{instance}": {
+            "model_slots": ["served", {"name": instance}, {"require": [{"model_slots": "models-pulled"}]}]
+        },
+    }
+
+
+def _row(pillar: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Return what pillar says of a slot; its number may be text there."""
+    row: dict[str, Any] = next(row for key, row in pillar["slots"].items() if int(key) == number)
+    return row
 
 
 # -- how it went --------------------------------------------------------------------------------------------------
@@ -55,7 +76,7 @@ def phases(answer: Any) -> list[dict[str, Any]]:
     for state in sorted(outcome.states_of(answer), key=lambda row: row.get("__run_num__", 0)):
         if state.get("__id__") == "models-pulled":
             seconds = round(float(state.get("duration") or 0) / 1000, 2)
-            found.append({"name": "store", "phase": "pull and check", "seconds": seconds})
+            found.append({"name": STORE, "phase": "pull and check", "seconds": seconds})
         elif state.get("result") and state.get("changes"):
             rows = _PHASE.findall(str(state.get("comment", "")))
             found += [
@@ -69,7 +90,7 @@ def data(
     number: int,
     pillar: Mapping[str, Any],
     path: Path,
-    answers: Mapping[str, Any],
+    answers: Sequence[Mapping[str, Any]],
     edited: float,
     ended: float,
     test: bool = False,
@@ -79,29 +100,39 @@ def data(
     number, path
         The slot, and the file that names its model now.
     answers
-        ``{host: answer of state.apply}``.
+        Of each job that applied states, ``{host: its answer}``.
     edited, ended
         When pillar was written, and when the last host had answered, in seconds since 1970.
     test
         It was only asked whether it could be.
 
-    ``first_token`` in it are the seconds from the edit to the first token of the new model, by the host's clock; None
-    where nothing was loaded.
+    In it, ``first_token`` and ``in_place`` are the seconds from the edit to the first token of the new model and until
+    clients reach it under the slot's names, by the host's clock; None where nothing was loaded.
     """
-    row = next(row for key, row in pillar["slots"].items() if int(key) == number)
-    failures = [one for host, answer in answers.items() for one in outcome.failures_of("models", host, answer)]
-    found = {host: phases(answer) for host, answer in answers.items()}
+    row = _row(pillar, number)
+    failures = [one for job in answers for host in job for one in outcome.failures_of("models", host, job[host])]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for job in answers:
+        for host, answer in job.items():
+            rows = found.setdefault(host, [])
+            # That all is in the store is looked at by each job, and told once.
+            rows += [one for one in phases(answer) if not rows or one["name"] != STORE]
     name = slots.technical_name(number)
-    first = [row["at"] for rows in found.values() for row in rows if (row["name"], row["phase"]) == (name, "answer")]
+
+    def until(phase: str) -> float | None:
+        ends = [row["at"] for rows in found.values() for row in rows if (row["name"], row["phase"]) == (name, phase)]
+        return round(max(ends) - edited, 2) if ends else None
+
     return {
-        "retcode": int(bool(failures) or not answers),
+        "retcode": int(bool(failures) or not any(answers)),
         "test": test,
         "slot": number,
         "model": slots.chosen_model(number, row, pillar["selection"]),
         "names": [name, *_aliases(number, pillar)],
         "pillar": str(path),
         "seconds": round(ended - edited, 1),
-        "first_token": round(max(first) - edited, 2) if first else None,
+        "first_token": until("answer"),
+        "in_place": until("move"),
         "phases": found,
         "failures": outcome.as_data(failures),
     }
@@ -130,6 +161,6 @@ def _end(answer: Mapping[str, Any]) -> str:
         return f"{path} names the new model; the same command again carries on from here."
     if answer["test"]:
         return f"{names}: would be {model}; nothing is in the way. {path} was not written, and nothing was pulled."
-    first = answer["first_token"]
-    took = f"first token {first} s after the edit of" if first is not None else "named in"
+    first, place = answer["first_token"], answer["in_place"]
+    took = f"first token {first} s, in its place {place} s after the edit of" if first is not None else "named in"
     return f"{names}: {model}; {took} {path}, {answer['seconds']} s in all."

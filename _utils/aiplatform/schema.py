@@ -90,9 +90,11 @@ def problems(merged: Settings, formulas: Path, written: Settings) -> list[Proble
         What the operator wrote, before the defaults.
     """
     known = settings.schemas(formulas)
-    found = list(unknown_keys(merged, known)) + list(literal_secrets(written))
+    quoted = list(quoted_numbers(written))
+    found = [*unknown_keys(merged, known), *literal_secrets(written), *quoted]
     for key, schema in known.items():
-        if key in merged:
+        # Where a number stands in quotes, the table has two rows of it: nothing else can be said of them.
+        if key in merged and not (quoted and key == "slots"):
             found += against_schema(key, merged[key], schema)
     # Two keys can only be compared when each is of the right shape.
     return found or [problem for check in CROSS_CHECKS for problem in check(merged)]
@@ -114,6 +116,17 @@ def literal_secrets(written: Any, path: str = "") -> Iterator[Problem]:
         if isinstance(value, str) and value and _SECRET.search(str(key)) and not name.startswith(_GENERATED):
             yield Problem(name, "(hidden)", "no secret in pillar: secrets are kept in Vault")
         yield from literal_secrets(value, f"{name}.")
+
+
+def quoted_numbers(written: Settings) -> Iterator[Problem]:
+    """Yield a problem for each slot whose number is text.
+
+    It would be a row beside the one of that number; and what a run is given by ``pillar=`` Salt adds as it is written.
+    """
+    slots = written.get("slots")
+    for key in slots if isinstance(slots, Mapping) else ():
+        if isinstance(key, str) and key.isdecimal():
+            yield Problem(f"slots.{key}", key, f"the number {key} without quotes")
 
 
 def against_schema(key: str, value: Any, schema: Settings) -> list[Problem]:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from urllib.parse import quote
 
+# What a dry run shows where Vault cannot be asked yet; it is never written anywhere.
+UNKNOWN = "unknown until Vault answers"
 _PLACE = re.compile(r"\{([\w-]+):([\w-]+)(\|urlencode)?\}")
 
 

@@ -117,11 +117,10 @@ def _missing_ports(settings: Settings) -> Iterator[Problem]:
 
 
 def _strange_hosts(settings: Settings) -> Iterator[Problem]:
-    for row in expand(settings).values():
-        hosts, key = hosts_of(settings, row["role"]), row.get("only")
-        named = lookup(settings, key) if key else None
+    for key, role in sorted({(row["only"], row["role"]) for row in expand(settings).values() if row.get("only")}):
+        hosts, named = hosts_of(settings, role), lookup(settings, key)
         if named is not None and named not in hosts:
-            yield Problem(str(key), named, f"a host with role {row['role']}: {one_of(named, hosts)}")
+            yield Problem(str(key), named, f"a host with role {role}: {one_of(named, hosts)}")
 
 
 def _overlapping_ports(settings: Settings) -> Iterator[Problem]:

@@ -8,7 +8,7 @@ ended. Whatever fails before that leaves every name as it was.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -23,6 +23,10 @@ from aiplatform.store import Store
 # Told of each phase that has ended: the slot's name, the phase, its seconds.
 Tell = Callable[[str, str, float], None]
 POLL_SECONDS = 0.1
+# How long nothing of an unloaded model may show before it counts as gone. Ollama (0.17, ``server/sched.go``) has
+# requests that took a model by its old name wait while its runner goes, and then loads it again for them; it is listed
+# only when its process has been started.
+GONE_SECONDS = 2
 
 
 class Serving:
@@ -49,6 +53,7 @@ class Serving:
         self._client = client
         self._instance = instance
         self._store = store
+        self._unloaded = False
         self._blobs = blobs
         self._residents = table.on(instance)
         self._absent = table.absent_on(instance)
@@ -62,7 +67,7 @@ class Serving:
 
     def differences(self) -> dict[str, Any]:
         """Return how names and loaded models differ from the table, as the changes of a state."""
-        runners = self._client.ps()
+        runners = self._listed()
         changes: dict[str, Any] = {}
         for resident in self._residents:
             names = resident.names
@@ -85,7 +90,7 @@ class Serving:
 
     def runner(self, resident: Resident) -> dict[str, Any] | None:
         """Return the runner that serves a resident, as ``/api/ps`` lists it; None where there is none."""
-        return self._runner(resident, self._client.ps(), [alias.name for alias in resident.names])
+        return self._runner(resident, self._listed(), [alias.name for alias in resident.names])
 
     def foreign(self) -> list[str]:
         """Return the names of what is loaded and has weights that no name of this instance stands for.
@@ -95,7 +100,7 @@ class Serving:
         names = {name for one in self._residents for name in (one.model, *(alias.name for alias in one.names))}
         weights = {self._store.weights(name) for name in names} - {None}
         found = []
-        for runner in self._client.ps():
+        for runner in self._listed():
             about = self._store.loaded_as(runner)
             if about is None or (about["answers"] and about["weights"] not in weights):
                 found.append(str(runner["name"]))
@@ -103,8 +108,17 @@ class Serving:
 
     def outgoing(self) -> int:
         """Return the bytes of the largest loaded model that is to go: it does so when the new one is in its place."""
-        sizes = [int(row.get("size") or 0) for row in self._stale(self._client.ps())]
-        return max(sizes, default=0)
+        return max(map(_size, self._stale(self._listed())), default=0)
+
+    def staying(self) -> int:
+        """Return the bytes of what clients loaded by other names than ours, and nobody unloads when a new model comes.
+
+        0 where nothing more is to be loaded: all that is wanted has found its room beside it.
+        """
+        runners = self._listed()
+        if all(self._runner(one, runners, [alias.name for alias in one.names]) for one in self._residents):
+            return 0
+        return sum(_size(row) for row in self._unwanted(runners) if not self._is_ours(row))
 
     def _alias_difference(self, resident: Resident, alias: Alias, name: str = "") -> dict[str, Any]:
         """Return ``{what: {old, new}}`` where an alias, or ``name`` in its stead, is not as wanted."""
@@ -145,9 +159,14 @@ class Serving:
         needed
             Further weights that are wanted.
         """
+        return [row for row in self._unwanted(runners, needed) if self._is_ours(row)]
+
+    def _unwanted(self, runners: Sequence[dict[str, Any]], needed: Collection[str | None] = ()) -> list[dict[str, Any]]:
         wanted = {*map(self._weights, self._residents), *needed}
-        ours = [row for row in runners if slots.is_own_name(row["name"], self._own_names)]
-        return [row for row in ours if (self._store.loaded_as(row) or {}).get("weights") not in wanted]
+        return [row for row in runners if (self._store.loaded_as(row) or {}).get("weights") not in wanted]
+
+    def _is_ours(self, runner: Mapping[str, Any]) -> bool:
+        return slots.is_own_name(runner["name"], self._own_names)
 
     def _in_use(self) -> set[str | None]:
         """Return the weights that names of this instance stand for now."""
@@ -168,6 +187,8 @@ class Serving:
             self._client.delete(name)
         self._store.refresh()
         self._release(self._instance)
+        if self._unloaded:
+            self._stay_unloaded()
         if left := self.differences():
             where = ", ".join(resident.name for resident in self._residents)
             raise PlatformError("The slots are not as wanted", where=where, expected="no difference", actual=left)
@@ -179,7 +200,7 @@ class Serving:
                 self._unload(weights)
         if self._unknown("any"):
             self._ask_to_unload(set())
-        self._await(lambda: not self._client.ps(), "the instance to unload all its models")
+        self._await(lambda: not self._listed(), "the instance to unload all its models")
 
     def _bring(self, resident: Resident) -> None:
         wrong = [alias for alias in resident.names if self._alias_difference(resident, alias)]
@@ -210,8 +231,11 @@ class Serving:
         with self._phase(resident, "load"):
             self._load(resident, names[0])
         with self._phase(resident, "answer"):
-            for name in names:
-                self._prove(name)
+            self._prove(names[0])
+        if names[1:]:
+            with self._phase(resident, "aliases"):
+                for name in names[1:]:
+                    self._prove(name)
 
     def _stage(self, resident: Resident, alias: Alias) -> None:
         name = slots.staged(alias.name)
@@ -242,7 +266,7 @@ class Serving:
 
     def _unknown(self, weights: str | None) -> set[str | None]:
         """Return these weights where a runner is loaded that nobody remembers, which may be one of them."""
-        return {weights} if any(not self._store.loaded_as(row) for row in self._client.ps()) else set()
+        return {weights} if any(not self._store.loaded_as(row) for row in self._listed()) else set()
 
     def _evict(self, weights: str | None) -> None:
         """Drop weights from the page cache: the next reader gets them on its own node, and room is left for others."""
@@ -269,7 +293,12 @@ class Serving:
                 self._await(lambda: weights not in self._loaded(), "the new model to be unloaded again")
 
     def _still_serving(self, resident: Resident, held: str | None, err: PlatformError) -> PlatformError:
-        serves = f"{resident.name} still serves {held}" if held else f"{resident.name} has no model yet"
+        now = held
+        with suppress(OllamaError):
+            now = self._holds(resident.name)
+        serves = (
+            f"{resident.name} {'still ' * (now == held)}serves {now}" if now else f"{resident.name} has no model yet"
+        )
         return PlatformError(
             f"{resident.model} did not get into {resident.name}: {err.what}",
             where=err.where or resident.key,
@@ -281,7 +310,7 @@ class Serving:
     def _release(self, whose: str) -> None:
         """Unload what serves no longer, each when its last answers have ended."""
         needed = self._in_use()
-        if not (stale := self._stale(self._client.ps(), needed)):
+        if not (stale := self._stale(self._listed(), needed)):
             return
         began = time.monotonic()
         known = [about["weights"] for about in map(self._store.loaded_as, stale) if about]
@@ -290,8 +319,23 @@ class Serving:
         if len(known) < len(stale):
             self._ask_to_unload({*needed, *map(self._weights, self._residents)})
         what = "the instance to unload what no name stands for any longer"
-        self._await(lambda: not self._stale(self._client.ps(), needed), what)
+        self._await(lambda: not self._stale(self._listed(), needed), what)
+        self._unloaded = True
         self._tell(whose, "unload", time.monotonic() - began)
+
+    def _stay_unloaded(self) -> None:
+        """Unload again what late requests load again, until none has for a while."""
+
+        def quiet() -> bool:
+            needed = self._in_use()
+            try:
+                wait.until(lambda: self._stale(self._listed(), needed), GONE_SECONDS, POLL_SECONDS, "a late request")
+            except WaitTimeoutError:
+                return True
+            self._release(self._instance)
+            return False
+
+        self._await(quiet, "clients to leave the old model")
 
     def _unload(self, weights: str) -> None:
         """Have weights unloaded, by any name of them; they go when the answers under way on them have ended."""
@@ -299,9 +343,16 @@ class Serving:
         if name and weights in self._loaded():
             self._client.load(name, keep_alive=0)
 
+    def _listed(self) -> list[dict[str, Any]]:
+        """Return what is loaded; asked once more where Ollama fails, as it can while a runner goes away."""
+        try:
+            return self._client.ps()
+        except ServerFailed:
+            return self._client.ps()
+
     def _loaded(self) -> set[str | None]:
         """Return the weights of what is loaded, as far as it is known."""
-        return {(self._store.loaded_as(row) or {}).get("weights") for row in self._client.ps()}
+        return {(self._store.loaded_as(row) or {}).get("weights") for row in self._listed()}
 
     def _await(self, check: Callable[[], bool], what: str) -> None:
         def asked() -> bool:
@@ -330,3 +381,7 @@ class Serving:
         began = time.monotonic()
         yield
         self._tell(resident.name, phase, time.monotonic() - began)
+
+
+def _size(runner: Mapping[str, Any]) -> int:
+    return int(runner.get("size") or 0)

@@ -58,9 +58,10 @@ def settle(
         return {"changes": {}, "comment": "The selection is as measured", "selection": new}
     if test:
         return {"changes": changes, "comment": "Would be chosen anew", "selection": new}
+    # A choice whose report failed would never get one: the next run finds nothing that has changed.
+    path = write_report(places, new, pillar, before=old)
     if new != old:
         choice.write(places.selection, new)
-    path = write_report(places, new, pillar, before=old)
     return {"changes": changes, "comment": f"Chosen; report {path.with_suffix('.html')}", "selection": new}
 
 
@@ -69,11 +70,13 @@ def write_report(
 ) -> Path:
     """Write the report of a selection, with all earlier runs as its history; return the path of its data.
 
+    Of the earlier runs those count that can be read.
+
     before
         The selection that this one takes the place of; where it is left out, no slot counts as changed.
     """
     if not selection:
         raise PlatformError("There is nothing to report", expected="a selection", hint="salt-run benchmark.run")
-    earlier = [report_files.read(path) for path in report_files.runs(places.reports)]
+    earlier = report_files.earlier(places.reports)
     made = report.document(selection, pillar, datetime.now(UTC), selection if before is None else before, earlier)
     return report_files.write(places.reports, made, places.state_tree)

@@ -171,12 +171,33 @@ def _other_options(table: slots.Table, identity: Callable[[str], str]) -> Iterat
 # -- by the models and the host -----------------------------------------------------------------------------------
 
 
+def nodes(bindings: Mapping[str, Mapping[str, Any]], reserve: int, limit: int | None) -> list[Node]:
+    """Return the memory that the models on each node may use together, and under a limit all models.
+
+    bindings
+        What each instance gets, as ``numa.plan`` of the execution modules returns it.
+    reserve
+        Bytes of each node, and of what is limited, that are not for models.
+    limit
+        Bytes that the control groups of all services allow; None: no limit.
+    """
+    places: dict[int | None, list[str]] = {}
+    for name, binding in bindings.items():
+        places.setdefault(binding["node"], []).append(name)
+    called = {node: "this host" if node is None else f"NUMA node {node}" for node in places}
+    found = [(called[node], bindings[names[0]]["memory"], names) for node, names in places.items()]
+    if limit is not None:
+        found.append(("the control group of all services", limit, list(bindings)))
+    return [Node(name, max(0, memory - reserve), tuple(instances)) for name, memory, instances in found]
+
+
 def misfits(
     pillar: Settings,
     table: slots.Table,
     models: Mapping[str, Model],
     nodes: Iterable[Node],
     loaded: Mapping[str, int] | None = None,
+    staying: Mapping[str, int] | None = None,
 ) -> list[Problem]:
     """Return what is wrong with a table by what its models are and what the host has.
 
@@ -186,6 +207,8 @@ def misfits(
         The memory that there is.
     loaded
         Bytes that each instance has loaded and is to unload only when what is new is in place, by instance.
+    staying
+        Bytes that each instance has loaded for clients that called other names; nobody unloads them.
     """
 
     def known(resident: slots.Resident) -> Model:
@@ -199,7 +222,10 @@ def misfits(
         found += _unfit(pillar, resident, known(resident))
     for node in nodes:
         residents = [one for one in table.residents if one.instance in node.instances]
-        found += _crowded(pillar, residents, known, node, loaded)
+        # One instance after the other gets what is new, so what is replaced goes before the next one's comes.
+        outgoing = max(((loaded or {}).get(name, 0) for name in node.instances), default=0)
+        others = sum((staying or {}).get(name, 0) for name in node.instances)
+        found += _crowded(pillar, residents, known, node, outgoing, others)
     return found
 
 
@@ -230,18 +256,19 @@ def _crowded(
     residents: list[slots.Resident],
     known: Callable[[slots.Resident], Model],
     node: Node,
-    loaded: Mapping[str, int] | None,
+    outgoing: int,
+    staying: int,
 ) -> Iterator[Problem]:
-    outgoing = sum((loaded or {}).get(instance, 0) for instance in node.instances)
     sizes = {one: needs(pillar, one, known(one)) for one in residents}
-    total = sum(sizes.values()) + outgoing
+    total = sum(sizes.values()) + outgoing + staying
     if total <= node.room or not residents:
         return
     # What an operator can change first: a rotating slot, an alias's own model, then the largest.
     blamed = max(residents, key=lambda one: (one.key.startswith("slots."), not one.slot, sizes[one]))
-    beside = total - sizes[blamed] - outgoing
+    beside = sum(sizes.values()) - sizes[blamed]
     text = f"{_gib(sizes[blamed])} needed beside {_gib(beside)} of {len(residents) - 1} others"
     text += f" and {_gib(outgoing)} of what is replaced, which stays until the new one answers" if outgoing else ""
+    text += f" and {_gib(staying)} that clients loaded by other names (ollama.unload)" if staying else ""
     wanted = f"models that fit {node.name}, which has {_gib(node.room)} for them: {text}"
     yield Problem(blamed.key, blamed.model, wanted)
 

@@ -8,6 +8,8 @@ from typing import Any
 from salt.exceptions import CommandExecutionError
 
 Changes = dict[str, Any]
+# What a change of a file may consist of besides what stands in it.
+OWNERSHIP = {"user", "group", "mode"}
 
 
 def converge(
@@ -27,7 +29,7 @@ def converge(
     test
         Whether this is a dry run; it reports the same changes as the real run.
 
-    A ``CommandExecutionError`` (of which ``PlatformError`` is one) becomes a failed state.
+    A ``CommandExecutionError`` (of which ``PlatformError`` is one) becomes a failed state; its notes are told, too.
     """
     result: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": "Already as wanted"}
     try:
@@ -38,7 +40,7 @@ def converge(
             return result | {"result": None, "changes": changes, "comment": "Would be changed"}
         apply()
     except CommandExecutionError as err:
-        return result | {"result": False, "comment": str(err)}
+        return result | {"result": False, "comment": "\n".join([str(err), *getattr(err, "__notes__", [])])}
     return result | {"changes": changes, "comment": "Changed"}
 
 
@@ -58,6 +60,31 @@ def holds(name: str, refuse: Callable[[], object], test: bool) -> dict[str, Any]
         return {}
 
     return converge(name, plan, dict, test)
+
+
+def foreseen(rows: Mapping[str, Mapping[str, Any]], *places: str) -> bool:
+    """Return whether an earlier state of this dry run would change what stands in a file, which it has not written.
+
+    rows
+        Salt's ``__running__``: the returns of this run's states so far. In a real run none of them is foreseen.
+    places
+        Paths of files, and of folders with files.
+    """
+    for key, row in rows.items():
+        name, function = key.split("_|-")[-2:]
+        within = any(f"{name}/".startswith(f"{place}/") for place in places)
+        if within and function != "directory" and row["result"] is None and row["changes"].keys() - OWNERSHIP:
+            return True
+    return False
+
+
+def foresees(rows: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Return whether an earlier state of this dry run would change something; none has, in a real run.
+
+    rows
+        Salt's ``__running__``.
+    """
+    return any(row["result"] is None for row in rows.values())
 
 
 def diff(current: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> Changes:

@@ -70,6 +70,8 @@ def extract(
 
 def check_schema(schema: Mapping[str, Any]) -> None:
     """Refuse a schema that is none."""
+    if not isinstance(schema, Mapping):
+        raise ollama.RequestRefused("The schema is no JSON Schema", expected="a mapping", actual=schema)
     try:
         jsonschema.Draft202012Validator.check_schema(dict(schema))
     except jsonschema.SchemaError as err:
@@ -82,7 +84,7 @@ def read(text: str, schema: Mapping[str, Any]) -> tuple[Any, list[str]]:
     """Return the data of an answer, and what is wrong with it."""
     try:
         data = json.loads(text)
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         return None, [f"no JSON: {err}"]
     # A registry of its own: nothing is ever fetched for a reference.
     checker = jsonschema.Draft202012Validator(dict(schema), registry=referencing.Registry())
@@ -90,6 +92,8 @@ def read(text: str, schema: Mapping[str, Any]) -> tuple[Any, list[str]]:
         found = sorted(checker.iter_errors(data), key=lambda error: error.json_path)
     except referencing.exceptions.Unresolvable as err:
         raise ollama.RequestRefused("The schema refers to another document", actual=str(err)) from err
+    except RecursionError:
+        return None, ["nested too deeply"]
     return data, [f"{error.json_path}: {error.message}" for error in found[:PROBLEMS]]
 
 

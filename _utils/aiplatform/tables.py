@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+from aiplatform.errors import PlatformError
 
 _silent: list[bool] = []
 
@@ -39,6 +41,25 @@ def answer(opts: Mapping[str, Any], data: Mapping[str, Any], text: str) -> dict[
     sys.stdout.flush()
     # _output/quiet.py prints nothing more; salt-run still takes its exit code from the data.
     return {"outputter": "quiet", "data": dict(data)}
+
+
+def answered(
+    opts: Mapping[str, Any], context: MutableMapping[str, Any], run: Callable[[], tuple[dict[str, Any], str]]
+) -> dict[str, Any]:
+    """Return what a runner returns: data and text of ``run``, or its refusal.
+
+    opts, context
+        ``__opts__`` and ``__context__`` of the runner.
+    run
+        Returns the data, ``retcode`` among them, and the same for people.
+    """
+    hush()
+    try:
+        data, text = run()
+    except PlatformError as err:
+        data, text = {"retcode": 1, "error": str(err)}, f"Refused: {err}"
+    context["retcode"] = data["retcode"]
+    return answer(opts, data, text)
 
 
 @contextmanager

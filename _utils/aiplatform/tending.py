@@ -8,18 +8,58 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from salt.exceptions import CommandExecutionError
+
 from aiplatform import numa
+from aiplatform.errors import PlatformError
 from aiplatform.ollama import Client, InstanceDown, OllamaError, Timeout
+from aiplatform.slots import Resident
 
 FOLDER = Path("/etc/ai-platform")
 SILENT = "the instance does not answer"
 LOCK = "ai-platform-tending.lock"
+
+
+def warmup(url: str, residents: Iterable[Resident], models: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of an instance's warm-up settings.
+
+    url
+        Of the instance.
+    residents
+        What it is to load.
+    models
+        Pillar ``models``: how long it may take.
+    """
+    rows = [
+        {
+            "name": resident.name,
+            "holds": resident.model,
+            "num_ctx": resident.num_ctx,
+            "aliases": [alias.name for alias in resident.aliases],
+        }
+        for resident in residents
+    ]
+    return {
+        "url": url,
+        "wait_seconds": models["warmup_wait"],
+        "load_seconds": models["load_timeout"],
+        "models": rows,
+    }
+
+
+def warmup_seconds(pillar: Mapping[str, Any], instance: str) -> float:
+    """Return how long an instance's warm-up may take: the wait for it and the loads, one after the other."""
+    models = pillar["models"]
+    places = [slot for slot in pillar["slots"].values() if slot["instance"] == instance]
+    own = [row for row in pillar["aliases"].values() if row.get("model") and row.get("instance") == instance]
+    seconds: float = models["warmup_wait"] + (len(places) + len(own)) * models["load_timeout"]
+    return seconds
 
 
 def settings(folder: Path | None = None) -> dict[str, dict[str, Any]]:
@@ -64,6 +104,36 @@ def _wrong(about: Mapping[str, Any]) -> str:
     # Ollama notices that a runner has ended when it is next asked for its model; until then it says that it is loaded.
     ended = len(loaded) - numa.living_runners(urlsplit(about["url"]).port or 0)
     return f"ended: {ended} of {len(loaded)} runners" if ended > 0 else ""
+
+
+def heal(
+    wrong: Mapping[str, str],
+    units: Mapping[str, str],
+    restart: Callable[[str], object],
+    warm_up: Callable[[str], object],
+) -> None:
+    """Put instances right, each whatever becomes of the others.
+
+    wrong
+        What is wrong with each, as ``neglected`` returns it.
+    units
+        The unit of each instance that there is.
+    restart, warm_up
+        Called with the unit of one that does not answer, then with the name of each.
+
+    Raises ``PlatformError`` with each instance that stays cold.
+    """
+    cold = []
+    for name in (name for name in units if name in wrong):
+        try:
+            if wrong[name] == SILENT:
+                restart(units[name])
+            warm_up(name)
+        except CommandExecutionError as err:
+            cold.append(str(err))
+    if cold:
+        hint = "what else was cold is warm again; the next look at the slots tries these once more"
+        raise PlatformError("Not every instance could be warmed again", actual="; ".join(cold), hint=hint)
 
 
 @contextmanager

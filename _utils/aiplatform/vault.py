@@ -179,15 +179,34 @@ def root_for_a_moment(url: str, trust: str | bool, keys: list[str]) -> Iterator[
         for key in keys[: attempt["required"]]:
             reply = anonymous.sys.generate_root(key, attempt["nonce"])
         first = connect(url, trust, _decoded(reply["encoded_token"], attempt["otp"]))
-        limited = first.auth.token.create(
-            policies=["root"], no_parent=True, ttl=ROOT_SECONDS, explicit_max_ttl=ROOT_SECONDS, renewable=False
-        )
-        first.auth.token.revoke_self()
+        try:
+            limited = first.auth.token.create(
+                policies=["root"], no_parent=True, ttl=ROOT_SECONDS, explicit_max_ttl=ROOT_SECONDS, renewable=False
+            )
+        finally:
+            # It has no end of its own.
+            first.auth.token.revoke_self()
     client = connect(url, trust, limited["auth"]["client_token"])
     try:
         yield client
     finally:
         revoke(client)
+
+
+def revoke_endless_roots(root: hvac.Client) -> None:
+    """Revoke every root token that has no end, such as one that a killed run had just made; ``root`` has its rights."""
+    with reported("revoking root tokens", root.url):
+        for accessor in root.auth.token.list_accessors()["data"]["keys"]:
+            if _is_endless_root(root, accessor):
+                root.auth.token.revoke_accessor(accessor)
+
+
+def _is_endless_root(root: hvac.Client, accessor: str) -> bool:
+    try:
+        token = root.auth.token.lookup_accessor(accessor)["data"]
+    except VaultError:
+        return False  # it ended since it was listed
+    return "root" in token["policies"] and not token["ttl"]
 
 
 def revoke(client: hvac.Client) -> None:

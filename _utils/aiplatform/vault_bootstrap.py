@@ -14,13 +14,14 @@ from typing import Any, Protocol
 import hvac
 
 from aiplatform import vault, vault_content, vault_master, vault_tls
-from aiplatform.errors import PlatformError
+from aiplatform.errors import PlatformError, WaitTimeoutError
 from aiplatform.states import Changes
 from aiplatform.vault_keys import KEYS, MARKER, ROOT_TOKEN, KeyStore
 from aiplatform.vault_policy import MASTER_MOUNT, Wanted
 from aiplatform.wait import until
 
 START_SECONDS = 60
+UNSEAL_SECONDS = 10
 LOST = {
     "old": "initialised by a run that was killed before it stored the keys",
     "new": "set aside, started on an empty one",
@@ -79,6 +80,8 @@ class Bootstrap:
         facts = self.host.facts()
         if not facts:
             return self._before_the_state()
+        if mode := self.store.open_to():
+            self.changes["key store"] = {"old": f"mode {mode}", "new": "mode 0700"}
         if self.test:
             self._predict(facts)
             return self.changes
@@ -111,7 +114,7 @@ class Bootstrap:
         return {"vault": {"old": None, "new": "initialised, unsealed and filled"}}
 
     def _predict(self, facts: Mapping[str, Any]) -> None:
-        certificate = self.store.read_text(vault_master.AUTHORITY)
+        _, certificate = vault_master.stored_authority(self.store)
         reason = self._certificate_reason(facts, certificate) if certificate else "there is no authority yet"
         if reason:
             self.changes["certificate"] = {"old": reason, "new": "signed"}
@@ -128,8 +131,11 @@ class Bootstrap:
         if not state.initialized or keys is None:
             self._check_unborn(keys)
             self.changes["vault"] = {"old": None, "new": "initialised, unsealed and filled"}
-        elif state.sealed:
-            self._keys_for(facts["storage_id"])
+            return
+        self._keys_for(facts["storage_id"])
+        if any(stored_roots(self.store)):
+            self.changes["root token"] = {"old": "valid", "new": "revoked"}
+        if state.sealed:
             self.changes["seal"] = {"old": "sealed", "new": "unsealed"}
         else:
             self._compare()
@@ -323,7 +329,7 @@ def root_rights(url: str, trust: str, store: KeyStore) -> Iterator[hvac.Client]:
     Raises ``PlatformError`` where the key shares are encrypted to people and they left no token.
     """
     keys = store.read(KEYS) or {}
-    token = keys.get("root_token") or (store.read_text(ROOT_TOKEN) or "").strip()
+    token = next(filter(None, stored_roots(store)), "")
     if token and vault.token_works(url, trust, token):
         yield vault.connect(url, trust, token)
     elif keys.get("encrypted"):
@@ -336,14 +342,19 @@ def root_rights(url: str, trust: str, store: KeyStore) -> Iterator[hvac.Client]:
         )
     else:
         with vault.root_for_a_moment(url, trust, keys["keys"]) as client:
+            vault.revoke_endless_roots(client)
             yield client
+
+
+def stored_roots(store: KeyStore) -> tuple[str, str]:
+    """Return the root token of the initialisation and the one that an operator left; empty where there is none."""
+    return (store.read(KEYS) or {}).get("root_token") or "", (store.read_text(ROOT_TOKEN) or "").strip()
 
 
 def forget_root(url: str, trust: str, store: KeyStore) -> bool:
     """Revoke root tokens that lie in the key store, then forget them. Returns whether there was one."""
     keys = store.read(KEYS)
-    initial = keys and keys.get("root_token")
-    left = (store.read_text(ROOT_TOKEN) or "").strip()
+    initial, left = stored_roots(store)
     for token in filter(None, (initial, left)):
         if vault.token_works(url, trust, token):
             vault.revoke(vault.connect(url, trust, token))
@@ -377,7 +388,8 @@ def _submit(client: hvac.Client, keys: Mapping[str, Any], store: KeyStore) -> No
             "`vault operator unseal`; then run again",
         )
     try:
-        state = vault.unseal(client, keys["keys"])
+        # The reactor and a bootstrap may unseal at once: each begins anew, and takes away what the other has submitted.
+        until(lambda: not vault.unseal(client, keys["keys"]).sealed, UNSEAL_SECONDS, 0.2, "Vault to be unsealed")
     except vault.VaultRefusedError as err:
         raise PlatformError(
             "Vault does not take the stored key shares: they are another Vault's",
@@ -385,8 +397,8 @@ def _submit(client: hvac.Client, keys: Mapping[str, Any], store: KeyStore) -> No
             actual=err.actual,
             hint="bring back the storage or the key store that belong together",
         ) from err
-    if state.sealed:
-        raise PlatformError("Vault stays sealed after the stored key shares", where=client.url)
+    except WaitTimeoutError as err:
+        raise PlatformError("Vault stays sealed after the stored key shares", where=client.url) from err
 
 
 def _active(client: hvac.Client) -> bool:

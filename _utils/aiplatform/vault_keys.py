@@ -39,6 +39,11 @@ class KeyStore:
         except OSError as err:
             raise self._refused("cannot be made private", err) from err
 
+    def open_to(self) -> str:
+        """Return the mode of the directory where others than its owner may enter it, such as ``0755``; else empty."""
+        mode = self.path.stat().st_mode & 0o777 if self.path.is_dir() else 0o700
+        return "" if mode == 0o700 else f"{mode:04o}"
+
     def probe(self) -> None:
         """Prove that a file can be stored here for good, before anything is done that cannot be undone.
 

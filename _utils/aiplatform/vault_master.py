@@ -24,19 +24,27 @@ AUTHORITY_KEY = "ca.key"
 HEAD = "# The master's way into Vault, made by the platform. Readable by root only: it holds a login.\n"
 
 
-def authority(store: KeyStore) -> tuple[str, str]:
-    """Return the authority's key and certificate (PEM), made where absent."""
-    store.ensure()
-    key = store.read_text(AUTHORITY_KEY)
-    certificate = store.read_text(AUTHORITY)
-    if key and certificate:
-        return key, certificate
-    if certificate:
+def stored_authority(store: KeyStore) -> tuple[str | None, str | None]:
+    """Return the authority's key and certificate (PEM), None for what is absent.
+
+    Raises ``PlatformError`` where the certificate is there without its key.
+    """
+    key, certificate = store.read_text(AUTHORITY_KEY), store.read_text(AUTHORITY)
+    if certificate and not key:
         raise PlatformError(
             "The authority's certificate is there, its key is not",
             where=str(store.path / AUTHORITY_KEY),
             hint=f"restore the key, or delete {store.path / AUTHORITY} to have a new authority made",
         )
+    return key, certificate
+
+
+def authority(store: KeyStore) -> tuple[str, str]:
+    """Return the authority's key and certificate (PEM), made where absent."""
+    store.ensure()
+    key, certificate = stored_authority(store)
+    if key and certificate:
+        return key, certificate
     # The key is stored first: a crash in between leaves a key without a certificate, which is completed here.
     key = key or vault_tls.new_key()
     store.write_bytes(AUTHORITY_KEY, key.encode())

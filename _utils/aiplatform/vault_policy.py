@@ -85,6 +85,11 @@ def vault_host(platform: Mapping[str, Any], vault: Mapping[str, Any]) -> str:
     )
 
 
+def is_vault_host(settings: Mapping[str, Any], minion: str) -> bool:
+    """Return whether a minion is the host of Vault, and so of all else that there is once."""
+    return vault_host(settings["platform"], settings["vault"]) == minion
+
+
 def end(address: str, port: int) -> str:
     """Return ``address:port``, an IPv6 address in brackets."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -10,7 +10,7 @@ from aiplatform.checks import Check, Finding, Host
 
 def checks(host: Host) -> dict[str, Check]:
     """Return the checks of the host that runs Keycloak."""
-    if "ai_server" not in host.roles or "keycloak" not in host.pillar["services"]:
+    if not host.holds_vault or "keycloak" not in host.pillar["services"]:
         return {}
     clients = {f"keycloak_client_{name}": partial(_client, host, name) for name in keycloak.clients(host.pillar)}
     return {

@@ -9,7 +9,7 @@ from aiplatform.checks import Check, Finding, Host
 
 def checks(host: Host) -> dict[str, Check]:
     """Return a check for each database, on the host that runs PostgreSQL."""
-    if "ai_server" not in host.roles or "postgres" not in host.pillar["services"]:
+    if not host.holds_vault or "postgres" not in host.pillar["services"]:
         return {}
     return {f"postgres_{name}": partial(_login, host, name) for name in host.pillar["postgres"]["databases"]}
 

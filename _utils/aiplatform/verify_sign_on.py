@@ -33,11 +33,9 @@ HINT = "docs/keycloak.md, 'The check people'; salt-call state.apply keycloak,ope
 
 def checks(host: Host) -> dict[str, Check]:
     """Return the checks of the host that runs Keycloak and the chat; they are made beside the others."""
-    if "ai_server" not in host.roles or not {"keycloak", "openwebui"} <= host.pillar["services"].keys():
+    if not host.holds_vault or not {"keycloak", "openwebui"} <= host.pillar["services"].keys():
         return {}
-    member: Steps = {"sign_on_chat": _chat, "chat_answer": _answer}
-    if vault_policy.vault_host(host.pillar["platform"], host.pillar["vault"]) == host.id:
-        member["sign_on_vault"] = _vault
+    member: Steps = {"sign_on_chat": _chat, "chat_answer": _answer, "sign_on_vault": _vault}
     # In this order: the right password makes Keycloak forget the wrong one.
     stranger: Steps = {"sign_on_wrong_password": _wrong_password, "sign_on_without_role": _roleless}
     return _beside(host, "member", member) | _beside(host, "stranger", stranger)

@@ -1,13 +1,17 @@
-"""Whether a host gets from Vault what is its own, and nothing else."""
+"""Whether a host gets from Vault what is its own, and nothing else; and whether administrators get in."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from salt.exceptions import CommandExecutionError
 
-from aiplatform import vault_policy, vault_tls
+from aiplatform import vault_tls
 from aiplatform.checks import Check, Finding, Host
+from aiplatform.vault_oidc import ADMIN_ROLE
+from aiplatform.vault_policy import ADMIN_POLICY
 
 
 def checks(host: Host) -> dict[str, Check]:
@@ -20,7 +24,7 @@ def checks(host: Host) -> dict[str, Check]:
         "vault_other_secret": partial(_other_secret, host),
     }
     # The others' trust ends with the same certificate.
-    if vault_policy.vault_host(host.pillar["platform"], host.pillar["vault"]) == host.id:
+    if host.holds_vault:
         found["vault_certificate"] = partial(_certificate, host)
     return found
 
@@ -75,4 +79,18 @@ def _certificate(host: Host) -> Finding:
         f"valid for at least {least} more days",
         f"{left:.1f} days, until {vault_tls.ends(shown)}",
         "salt-run vault_server.bootstrap renews it (vault.renew_days in pillar)",
+    )
+
+
+def administrators(told: Mapping[str, Any]) -> Finding:
+    """Vault lets administrators in by their sign-on: that nobody else gets in, a check person finds out.
+
+    told
+        What ``vault_oidc.configure`` says in a dry run, on the master.
+    """
+    expected = f"{ADMIN_ROLE} of the realm gets policy {ADMIN_POLICY}, as pillar wants it"
+    changes = ", ".join(told["changes"])
+    actual = expected if told["result"] is True else f"otherwise: {changes}" if changes else str(told["comment"])
+    return Finding(
+        "administrators' sign-on to Vault", actual == expected, expected, actual, "salt-run vault_oidc.configure"
     )

@@ -76,12 +76,13 @@ def edit(text: str, domain: str, records: Records, servers: Sequence[str], now: 
     now
         For the serial, a date as far as it goes.
 
-    Raises ``PlatformError`` where the present file is no zone, which is then left alone.
+    Raises ``PlatformError`` where the present file is no zone, or its block's marks are no pair; it is then left alone.
     """
     fresh = not text.strip()
     if fresh:
         text = _new(domain, servers, now)
     _check(text, domain)
+    _check_marks(text, domain)
     entries = list(_entries(text, domain))
     # Only a name server that the platform has named itself is its own to move.
     own = {OWN: list(servers)} if fresh or OWN in _block_labels(text, domain) else {}
@@ -165,8 +166,8 @@ def _block_labels(text: str, domain: str) -> set[str]:
 
 def _with_block(text: str, block: str) -> str:
     before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if begin and end:
+    if begin:
+        after = rest.partition(END)[2]
         return before + block.rstrip("\n") + after
     return f"{text.rstrip(chr(10))}\n{block}"
 
@@ -255,3 +256,16 @@ def _check(text: str, domain: str) -> None:
             actual=str(err) or type(err).__name__,
             hint="mend what it names, or move the file away to have a new one made",
         ) from err
+
+
+def _check_marks(text: str, domain: str) -> None:
+    """Raise where it cannot be told which lines are the platform's, since what stands between the marks is replaced."""
+    found = re.findall("|".join(map(re.escape, (BEGIN, END))), text)
+    if found not in ([], [BEGIN, END]):
+        raise PlatformError(
+            "The marks of the platform's block in the zone file are no pair; it is left as it is",
+            where=domain,
+            expected=f"one line {BEGIN!r} and one {END!r} behind it, or neither",
+            actual=found,
+            hint="put back the line that is missing, or remove them all: the block is then made anew",
+        )

@@ -14,14 +14,18 @@ SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}}, "require
 SAID = [{"role": "user", "content": "Say hello."}]
 
 
-def features(url: str, model: str) -> list[tuple[str, str, str]]:
+Row = tuple[str, Callable[[], object], Callable[[], object]]
+
+
+def features(url: str, model: str, embedding: str) -> list[tuple[str, str, str]]:
     """Each feature, and whether the official client and ours did it.
 
-    ``model`` answers, and is copied, built upon and unloaded; what is made of it is deleted again.
+    ``model`` answers, is pulled from the registry in its name and pushed there, and is copied, built upon and unloaded;
+    what is made of it is deleted again. ``embedding`` makes vectors.
     """
     client, mine = official.Client(host=url), ours.Client(url)
     answer = {"options": OPTIONS}
-    rows: list[tuple[str, Callable[[], object], Callable[[], object]]] = [
+    rows: list[Row] = [
         ("health of the instance", lambda: client.health(), mine.health),
         ("version of the instance", lambda: client.version(), mine.version),
         ("models of the store", lambda: client.list().models, mine.tags),
@@ -46,6 +50,21 @@ def features(url: str, model: str) -> list[tuple[str, str, str]]:
             "within a JSON Schema",
             lambda: begins_as_data(client.generate(model, "Ada is 36.", format=SCHEMA, **answer).response),
             lambda: begins_as_data(mine.generate(model, "Ada is 36.", format=SCHEMA, **answer)),
+        ),
+        (
+            "vectors of texts",
+            lambda: client.embed(embedding, ["a text"]).embeddings,
+            lambda: mine.embed(embedding, ["a text"]),
+        ),
+        (
+            "pull, with progress",
+            lambda: [*client.pull(model, insecure=True, stream=True)],
+            lambda: [*mine.pull(model, insecure=True)],
+        ),
+        (
+            "push, with progress",
+            lambda: [*client.push(model, insecure=True, stream=True)],
+            lambda: [*mine.push(model, insecure=True)],
         ),
         ("copy", lambda: client.copy(model, COPY) and 1, lambda: mine.copy(model, COPY) or 1),
         (

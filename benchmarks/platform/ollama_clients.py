@@ -1,7 +1,9 @@
 """This platform's client against the official one: the same requests, in turns, in one run.
 
-    python benchmarks/platform/ollama_clients.py                         # a stub on loopback: the clients' own cost
-    python benchmarks/platform/ollama_clients.py --url URL --model NAME  # a real instance, its features too
+    python benchmarks/platform/ollama_clients.py    # a stub on loopback: the clients' own cost
+    python benchmarks/platform/ollama_clients.py --url URL --model NAME --embedding NAME    # a real one, its features
+
+The model's name begins with a registry that takes a push, as 10.89.77.10:5000/library/gemma3-270m:q4_k_m in the lab.
 
 Prints tables in Markdown; docs/client-comparison.md holds those of a real instance.
 """
@@ -93,6 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url")
     parser.add_argument("--model", default="m")
+    parser.add_argument("--embedding", default="")
     parser.add_argument("--tokens", type=int, default=8)
     parser.add_argument("--requests", type=int, default=200)
     args = parser.parse_args()
@@ -115,7 +118,7 @@ def main() -> None:
     print(f"\n{args.requests} streamed requests of {args.tokens} tokens each, in {ROUNDS} rounds that take turns.")
     print(f"ours / official, median of the rounds: **{statistics.median(ratios):.3f}**")
     if args.model != "m":
-        table("Features", "feature", features(args.url, args.model))
+        table("Features", "feature", features(args.url, args.model, args.embedding))
     with faulty() as url:
         table("Errors", "what the server does", faults(url))
         table("What each does about it", "what happens", remedies(url))

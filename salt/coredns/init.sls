@@ -55,6 +55,8 @@ coredns:
         - "{{ pillar.address }}:{{ coredns.port }}:1053"
         - "127.0.0.1:{{ coredns.health_port }}:8080"
         - "127.0.0.1:{{ coredns.metrics_port }}:9153"
+    # The image's program has it as a file's capability: without it the kernel refuses to start it, on any port.
+    - cap_add: [NET_BIND_SERVICE]
     - volumes:
         {{ coredns.zone_dir }}: /zones
     - timeout: {{ coredns.ready_timeout }}

@@ -4,6 +4,7 @@
 {% set data = pillar.platform.data_root ~ "/keycloak" %}
 {% set image = salt["platform_container.image"]("keycloak") %}
 {% set site = salt["keycloak_admin.site"]() %}
+{% if salt["vault_server.is_host"]() %}
 include:
   - containers
 
@@ -38,14 +39,6 @@ keycloak-{{ name }}:
     - require_in:
       - platform_container: keycloak
 {% endfor %}
-# A new password reaches the database by the admin API, for which the old one is needed: it is in the file that is
-# written next.
-keycloak-admin:
-  keycloak.admin_password:
-    - name: {{ keycloak.admin }}
-    - secret: keycloak:admin_password
-    - previous: {{ files }}/secrets.env
-
 keycloak-secrets:
   platform_secret.file:
     - name: {{ files }}/secrets.env
@@ -57,7 +50,6 @@ keycloak-secrets:
     - group: {{ keycloak.uid }}
     - require:
       - file: keycloak-files-folder
-      - keycloak: keycloak-admin
 
 keycloak:
   platform_container.running:
@@ -77,19 +69,36 @@ keycloak:
       - file: keycloak-data-folder
       - platform_secret: keycloak-secrets
 
+# A new password reaches the database by the admin API, for which the one before is needed. So that one is kept until
+# Keycloak has the new one, whatever ends a run in between.
+keycloak-admin:
+  keycloak.admin_password:
+    - name: {{ keycloak.admin }}
+    - secret: keycloak:admin_password
+    - previous: {{ files }}-admin
+    - require:
+      - platform_container: keycloak
+
+keycloak-admin-kept:
+  platform_secret.file:
+    - name: {{ files }}-admin
+    - content: "{keycloak:admin_password}"
+    - require:
+      - keycloak: keycloak-admin
+
 keycloak-master:
   keycloak.realm_present:
     - name: master
     - settings: {{ keycloak.brute_force | json }}
     - require:
-      - platform_container: keycloak
+      - keycloak: keycloak-admin
 
 keycloak-realm:
   keycloak.realm_present:
     - name: {{ site.realm }}
     - settings: {{ site.settings | json }}
     - require:
-      - platform_container: keycloak
+      - keycloak: keycloak-admin
 {% for name, description in keycloak.roles.items() %}
 keycloak-role-{{ name }}:
   keycloak.role_present:
@@ -138,3 +147,8 @@ keycloak-check-{{ who }}:
     - require:
       - keycloak: keycloak-user
 {% endfor %}
+{% else %}
+keycloak-elsewhere:
+  test.nop:
+    - comment: Keycloak runs on another host
+{% endif %}

@@ -7,19 +7,21 @@ models-warmup-program:
     - name: /usr/local/bin/ollama-warmup
     - source: salt://models/files/ollama-warmup
     - mode: "0755"
-{% for name, instance in pillar.ollama.instances.items() %}
-{% set warmup = salt["ollama.warmup_unit"](name) %}
-{% set settings = "/etc/ai-platform/warmup-" ~ name ~ ".json" %}
+{% set settings = "/etc/ai-platform/warmup-%s.json" %}
+{% for name in pillar.ollama.instances %}
 models-{{ name }}:
   model_slots.served:
     - name: {{ name }}
-    - warmup: {{ settings }}
+    - warmup: {{ settings % name }}
     - require:
       - model_slots: models-pulled
-
+{% endfor %}
+# After all slots serve: somebody waits for the model, nobody for its warm-up.
+{% for name, instance in pillar.ollama.instances.items() %}
+{% set warmup = salt["ollama.warmup_unit"](name) %}
 models-{{ name }}-warmup-settings:
   file.serialize:
-    - name: {{ settings }}
+    - name: {{ settings % name }}
     - serializer: json
     - dataset: {{ salt["model_slots.warmup_settings"](name) | json }}
     - mode: "0644"
@@ -33,7 +35,7 @@ models-{{ name }}-warmup-unit:
     - source: salt://models/files/ollama-warmup.service
     - template: jinja
     - mode: "0644"
-    - context: {{ {"name": name, "unit": instance.unit, "settings": settings, "seconds": salt["model_slots.warmup_seconds"](name)} | json }}
+    - context: {{ {"name": name, "unit": instance.unit, "settings": settings % name, "seconds": salt["model_slots.warmup_seconds"](name)} | json }}
 
 models-{{ name }}-warmup:
   model_slots.warmed:

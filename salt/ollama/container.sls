@@ -18,7 +18,7 @@ ollama-{{ name }}-gpu:
     - order: 2
     - failhard: true
 {% endfor %}
-# Before the others start: one that is gone may hold a port that another was given.
+# Before the others start: one that goes or moves may hold a port that another was given.
 ollama-containers-retired:
   ollama_container.no_others:
     - require:
@@ -56,9 +56,9 @@ ollama-{{ name }}:
       - ollama_container: ollama-containers-retired
   ollama.ready:
     - name: {{ name }}
-    - url: {{ salt["ollama_container.url"](name) }}
-    - version: {{ profile.version }}
-    - timeout: {{ profile.ready_timeout }}
+{% for key, value in salt["ollama_container.readiness"](name).items() %}
+    - {{ key }}: {{ value | json }}
+{% endfor %}
     - require:
       - platform_container: ollama-{{ name }}
   ollama_container.models_present:

@@ -1,4 +1,4 @@
-# The host's instances in service discovery, as pillar asks; a record that it no longer asks for goes.
+# The host's instances in service discovery, as pillar asks; a record that it no longer asks for goes, whatever the mode.
 {% set daemons = salt["ollama_discovery.daemons"]() %}
 {% if "avahi" in daemons %}
 ollama-avahi-packages:
@@ -19,8 +19,9 @@ ollama-{{ record.name }}-{{ record.kind }}:
     - watch_in:
       - service: ollama-{{ record.kind }}
 {% else %}
-  file.absent:
+  ollama_discovery.record_absent:
     - name: {{ record.path }}
+    - daemon: {{ record.daemon }}
 {% endif %}
 {% endfor %}
 {% for kind, daemon in daemons.items() %}

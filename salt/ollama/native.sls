@@ -2,11 +2,19 @@
 # Ollama has no authentication, so the firewall stands before an instance starts.
 include:
   - firewall
-  - ollama.discovery
 {% set ollama = pillar.ollama %}
 {% set models_dir = salt["ollama.models_dir"]() %}
 {% set instances = salt["ollama.instances"]() %}
 {% set gpu = salt["gpu.used"]() %}
+{% set nvidia = gpu and "nvidia" in salt["gpu.found"]() %}
+{% for name in instances %}
+# First of all, and the end of the run where it fails: who has the port keeps it, and nothing else is changed.
+ollama-{{ name }}-port:
+  ollama.port_is_free:
+    - name: {{ name }}
+    - order: 1
+    - failhard: true
+{% endfor %}
 ollama-packages:
   pkg.installed:
     - pkgs: {{ ollama.packages[grains.os_family] | json }}
@@ -100,6 +108,11 @@ ollama-tuning:
 ollama-retired-instances:
   ollama.no_other_instances:
     - units: {{ instances.values() | map(attribute="unit") | list | json }}
+# Those of mode container, too. Their volumes, and the models, stay; and so do they where there is no release to start.
+ollama-containers-gone:
+  ollama_container.no_others:
+    - require:
+      - ollama: ollama-release
 {% for name, instance in instances.items() %}
 ollama-{{ name }}-unit:
   file.managed:
@@ -107,7 +120,13 @@ ollama-{{ name }}-unit:
     - source: salt://ollama/files/ollama.service
     - template: jinja
     - mode: "0644"
-    - context: {{ {"name": name, "unit": instance.unit, "ollama": ollama, "models_dir": models_dir, "gpu": gpu} | json }}
+    - context:
+        name: {{ name | json }}
+        unit: {{ instance.unit }}
+        ollama: {{ ollama | json }}
+        models_dir: {{ models_dir | json }}
+        gpu: {{ gpu | json }}
+        nvidia: {{ nvidia | json }}
 
 ollama-{{ name }}-settings:
   file.managed:
@@ -138,12 +157,14 @@ ollama-{{ name }}:
       - ollama: ollama-release
       - ollama: ollama-tuning
       - ollama: ollama-retired-instances
+      - ollama_container: ollama-containers-gone
       - platform_firewall: firewall-loaded
   ollama.ready:
     - name: {{ name }}
     - url: {{ instance.url }}
     - version: {{ ollama.version }}
     - timeout: {{ ollama.ready_timeout }}
+    - unit: {{ instance.unit }}
     - require:
       - ollama: ollama-current
 {% endfor %}

@@ -3,8 +3,12 @@
 {% set openclaw = pillar.openclaw %}
 {% set folder = pillar.platform.data_root ~ "/openclaw" %}
 {% set token_file = "/etc/openclaw/token" %}
-{% if salt["platform_secret.optional"]("openclaw", "telegram_token")
-   or salt["platform_secret.kept"]("openclaw", "telegram_token", token_file) %}
+{% if not salt["vault_server.is_host"]() %}
+openclaw-elsewhere:
+  test.nop:
+    - comment: The Telegram bot runs on another host
+{% elif salt["platform_secret.optional"]("openclaw", "telegram_token")
+     or salt["platform_secret.kept"]("openclaw", "telegram_token", token_file) %}
 openclaw-python:
   pkg.installed:
     - pkgs: {{ pillar.salt_minion.packages[grains.os_family] | json }}

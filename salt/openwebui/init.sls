@@ -1,5 +1,6 @@
 # Open WebUI, the chat: a container before the Ollama instances, Keycloak's sign-on, PostgreSQL and Qdrant. All its settings
 # are made here; what an administrator changes in its pages lasts until the next start.
+{% if salt["vault_server.is_host"]() %}
 include:
   - containers
   - trust
@@ -88,3 +89,8 @@ openwebui:
       - file: openwebui-rules
       - file: openwebui-authorities
       - platform_secret: openwebui-secrets
+{% else %}
+openwebui-elsewhere:
+  test.nop:
+    - comment: The chat runs on another host
+{% endif %}

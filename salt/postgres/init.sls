@@ -2,6 +2,7 @@
 {% set postgres = pillar.postgres %}
 {% set files = salt["platform_container.folder"]("postgres") %}
 {% set data = pillar.platform.data_root ~ "/postgres" %}
+{% if salt["vault_server.is_host"]() %}
 include:
   - containers
 
@@ -68,3 +69,8 @@ postgres-database-{{ name }}:
     - require:
       - platform_postgres: postgres-role-{{ name }}
 {% endfor %}
+{% else %}
+postgres-elsewhere:
+  test.nop:
+    - comment: PostgreSQL runs on another host
+{% endif %}

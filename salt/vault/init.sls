@@ -8,6 +8,13 @@
 include:
   - firewall
 
+# Vault asks Keycloak by its public name, and the verification goes the way that people go; the name servers that this
+# host asks need not know the platform's names, and cannot before the first deploy.
+vault-names:
+  file.managed:
+    - name: /etc/hosts
+    - contents: {{ salt["vault_server.hosts_file"]() | json }}
+
 vault-packages:
   pkg.installed:
     - pkgs: [logrotate]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from aiplatform import numa
 from aiplatform.ollama import Client
 from aiplatform.wait import until
 from lab import models
@@ -17,6 +18,8 @@ from lab.artifacts import OLLAMA
 from tests.functional.local_server import free_port, launch, program
 
 START_SECONDS = 60
+# CPU time in a second that a runner with nothing to do may take: two of the kernel's ticks.
+IDLE = 0.025
 TEMPLATE = "<start_of_turn>user\n{{ .Prompt }}<end_of_turn>\n<start_of_turn>model\n"
 # One thread, and short: the machine may be busy with other tests.
 PARAMETERS = {"num_ctx": 512, "num_thread": 1, "num_predict": 24, "temperature": 0, "seed": 1}
@@ -61,3 +64,28 @@ def make_model(client: Client, name: str) -> None:
         client.upload_blob(str(weights()), models.BASE_SHA256)
     files = {models.BASE: f"sha256:{models.BASE_SHA256}"}
     list(client.create(name, files=files, template=TEMPLATE, parameters=PARAMETERS))
+
+
+def spent(client: Client) -> float:
+    """The CPU time that the instance's model runners have taken, in seconds."""
+    stats = [(numa.PROC / str(pid) / "stat").read_text() for pid in numa.runners(client.process)]
+    # After the name, which may hold anything, field 14 and 15 of proc(5): user and system time.
+    ticks = [sum(map(int, stat.rpartition(")")[2].split()[11:13])) for stat in stats]
+    return sum(ticks) / os.sysconf("SC_CLK_TCK")
+
+
+def generates(client: Client, seconds: float, patience: float = 60) -> None:
+    """Await that the runners have worked for so many further seconds of CPU time, though nobody reads what they say."""
+    begun = spent(client)
+    until(lambda: spent(client) >= begun + seconds, patience, 0.1, f"{seconds} s of the runner's work")
+
+
+def rests(client: Client, patience: float = 10) -> None:
+    """Await a second in which the runners do nothing."""
+    seen = [float("-inf")]
+
+    def still() -> bool:
+        seen.append(spent(client))
+        return seen[-1] - seen[-2] <= IDLE
+
+    until(still, patience, 1.0, "a runner that does nothing")

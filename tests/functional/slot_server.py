@@ -75,6 +75,7 @@ class Site:
         """Bind the module and the states of the slots to this host."""
         called: dict[str, Callable[..., Any]] = {
             "numa.plan": lambda: {"node1": {"num_thread": 1, "node": None, "memory": 64 << 30}},
+            "numa.topology": lambda: {"limits": {"memory": None}},
             "pillar.items": lambda unmask: self.pillar,
             "service.status": lambda unit: True,
             "event.send": lambda tag, data: self.heard(tag, data),

@@ -7,7 +7,9 @@ import itertools
 import json
 import shutil
 import subprocess
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -406,7 +408,7 @@ def test_an_instance_that_is_down_is_named_and_the_other_goes_on(tmp_path, stubs
     gone.shutdown()
     gone.server_close()
     ports = {"node0": gone.port, "node1": stubs["node1"].port, "vault": 9}
-    server = LocalNginx(tmp_path, ports, requests_per_second=1, burst=2, connections=2)
+    server = LocalNginx(tmp_path, ports, requests_per_second=1, burst=2)
     server.prepare()
     server.start()
     try:
@@ -420,3 +422,26 @@ def test_an_instance_that_is_down_is_named_and_the_other_goes_on(tmp_path, stubs
         assert json.loads(server.ask("GET", "/")[2])["error"]
     finally:
         server.stop()
+
+
+def test_a_key_asks_no_more_at_once_than_it_may_and_others_go_on(tmp_path, stubs):
+    ports = {name: stub.port for name, stub in stubs.items()}
+    server = LocalNginx(tmp_path, ports, requests_per_second=100000, burst=100000, connections=2)
+    server.prepare()
+    server.start()
+    over = threading.Event()
+    stubs["node1"].answer = lambda _request: not over.wait(30)
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            asked = [pool.submit(server.ask, "POST", "/api/chat", {"model": "slot-1"}) for _ in range(6)]
+            try:
+                until(lambda: sum(one.done() for one in asked) == 4, 10, 0.05, "all but two to be refused")
+                assert server.ask("POST", "/api/chat", {"model": "slot-3"}, key="coder")[0] == 200
+            finally:
+                over.set()
+            answers = [one.result() for one in asked]
+    finally:
+        stubs["node1"].answer = None
+        server.stop()
+    assert sorted(status for status, _, _ in answers) == [200] * 2 + [429] * 4
+    assert all("too many" in json.loads(body)["error"] for status, _, body in answers if status == 429)

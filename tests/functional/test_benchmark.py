@@ -41,14 +41,14 @@ aliases: {coder-128k: {num_ctx: 512}, coder-32k: null, coder-rotate: null, llama
 GRAINS = {"cpu_model": "any", "num_cpus": 2, "mem_total": 24576}
 
 
-def add_noise(client, name="noise-coder:1", file="noise-1.gguf") -> None:
+def add(client, name, file, **fields) -> None:
     path = models.path(file)
     if not path.exists():
         pytest.skip(f"no weights at {path}: run `python -m lab artifacts`")
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     client.upload_blob(str(path), digest)
-    list(client.create(name, files={path.name: f"sha256:{digest}"}))
+    list(client.create(name, files={path.name: f"sha256:{digest}"}, **fields))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def instances(tmp_path_factory):
         second = stack.enter_context(serving(folder / "other", OLLAMA_MODELS=str(folder / "models")))
         make_model(first, "gemma:test")
         first.copy("gemma:test", "gemma-copy")
-        add_noise(first)
+        add(first, "noise-coder:1", "noise-1.gguf")
         first.store = folder / "models"
         yield {"node1": first, "node0": second}
 
@@ -84,6 +84,7 @@ def host(instances, checkout, tmp_path_factory):
     units = {pillar["ollama"]["instances"][name]["unit"]: client.process for name, client in instances.items()}
     called = {
         "numa.plan": lambda sizes=None: {n: row | {"node": None, "memory": 64 << 30} for n, row in threads.items()},
+        "numa.topology": lambda: {"limits": {"memory": None}},
         "cp.get_file_str": lambda _: suite,
         "service.available": lambda _: False,
         "service.show": lambda unit: {"MainPID": str(units[unit])},
@@ -199,7 +200,7 @@ def test_a_recommended_model_stays_only_where_it_earns_a_slot(host, instances, m
     def pull(model):
         # Stands in for a registry: random weights of their own under the recommended name.
         pulled.append(model)
-        add_noise(client, model, "noise-2.gguf")
+        add(client, model, "noise-2.gguf")
 
     monkeypatch.setitem(called, "model_slots.pull", pull)
     recommended = [{"name": "better:1", "category": "general"}]
@@ -347,3 +348,36 @@ def test_warmup_waits_no_longer_than_it_may(host, warmup, monkeypatch, capsys):
     content = model_slots.warmup_settings("node1") | {"url": "http://127.0.0.1:9", "wait_seconds": 0.2}
     assert warmup(content, monkeypatch) == 1
     assert "no answer within 0.2 s" in capsys.readouterr().err
+
+
+# -- real models and random ones ----------------------------------------------------------------------------------
+
+
+REAL = {
+    "gemma:test": models.BASE, "gemma-large:test": "gemma3-270m-q8_0.gguf", "gemma-coder:test": "gemma3-270m-q5_0.gguf"
+}  # fmt: skip
+RANDOM = {"noise:2": "noise-2.gguf", "noise-coder:1": "noise-1.gguf"}
+
+
+def test_three_real_models_get_slots_and_two_random_ones_do_not(host, instances, tmp_path, monkeypatch):
+    """By two prompts, in which they differ most: the whole suite is asked above."""
+    client, suite, usual = instances["node1"], benchmark._suite(), host.pillar["benchmark"]
+    for name, file in REAL.items():
+        add(client, name, file, template=models.TEMPLATE)
+    for name, file in RANDOM.items():
+        add(client, name, file)
+    short = suite | {"prompts": {name: suite["prompts"][name] for name in ("debug", "creative")}}
+    kinds = dict.fromkeys(("gemma:test", "gemma-large:test", "noise:2"), "general")
+    once = {"state_dir": str(tmp_path), "repeats": 1, "category_overrides": kinds}
+    floors = {"thresholds": usual["thresholds"] | {"min_quality_score": 0.1}}
+    monkeypatch.setitem(benchmark.__salt__, "cp.get_file_str", lambda _: yaml.safe_dump(short))
+    monkeypatch.setitem(host.pillar, "benchmark", usual | once | floors)
+    monkeypatch.setitem(host.pillar, "selection", {})
+    state = benchmark_state.measured("all")
+    assert state["result"] is True, state["comment"]
+    assert state["changes"].keys() == REAL.keys() | RANDOM.keys()
+    found = chosen(host)
+    held = {key: found[key] for key in found if key.startswith("slot") and found[key]}
+    assert held.keys() == {"slot1_general", "slot2_general", "slot3_coding"}
+    assert set(held.values()) == REAL.keys()
+    assert ["floor 0.1" in found["excluded"][name] for name in RANDOM] == [True, True]

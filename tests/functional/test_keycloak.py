@@ -97,11 +97,12 @@ def states(server, secrets, monkeypatch):
     """The state functions, with the module behind them and the secrets of the test."""
     read = Mock(side_effect=lambda path, key: secrets[f"{path}:{key}"])
     functions = {f"keycloak_admin.{name}": getattr(module, name) for name in NAMES}
+    options = {"test": False}
     for one in (module, state):
         monkeypatch.setattr(one, "__pillar__", pillar(server), raising=False)
         monkeypatch.setattr(one, "__salt__", functions | {"platform_secret.read": read}, raising=False)
         monkeypatch.setattr(one, "__context__", {}, raising=False)
-        monkeypatch.setattr(one, "__opts__", {"test": False}, raising=False)
+        monkeypatch.setattr(one, "__opts__", options, raising=False)
     return state
 
 
@@ -193,9 +194,21 @@ def test_the_first_user_has_to_change_the_password(server, direct):
     assert module.user(REALM, f"{REALM}-admin")["requiredActions"] == ["UPDATE_PASSWORD"]
 
 
-def test_a_password_of_the_first_user_is_not_touched_again(states, secrets):
+def test_the_first_users_password_follows_the_one_in_vault_until_it_was_changed(states, secrets):
+    name, first = f"{REALM}-admin", SECRETS["keycloak:realm_admin_password"]
+    assert module.user_password_fits(REALM, name, first)
     secrets["keycloak:realm_admin_password"] = "somebody rotated it"
+    assert set(converge()["user"]["changes"]) == {"password"}
+    assert module.user_password_fits(REALM, name, "somebody rotated it")
+    assert module.user(REALM, name)["requiredActions"] == ["UPDATE_PASSWORD"]
     assert converge()["user"]["changes"] == {}
+
+
+def test_a_password_of_the_first_user_is_not_touched_again(states, secrets):
+    secrets["keycloak:realm_admin_password"] = "it was rotated again"
+    module.write_user(REALM, f"{REALM}-admin", {"requiredActions": []}, [], password="the person's own choice")
+    assert converge()["user"]["changes"] == {}
+    assert module.user_password_fits(REALM, f"{REALM}-admin", "the person's own choice")
 
 
 @pytest.mark.parametrize(("name", "roles"), [("check", {"ai-user"}), ("check-no-role", set())])
@@ -223,6 +236,19 @@ def test_guessing_locks_even_the_right_password_out(server, direct):
     assert "Invalid user credentials" in reply.text
 
 
+def test_a_check_person_whom_somebody_locked_out_is_let_in_again(server, direct, monkeypatch):
+    name = f"{REALM}-check"
+    assert [token(server, name, "wrong").status_code for _ in range(2)] == [401, 401]
+    monkeypatch.setitem(state.__opts__, "test", True)
+    foreseen = converge()["member"]["changes"]
+    assert foreseen.keys() == {"lock"}
+    assert token(server, name, SECRETS["keycloak:check_password"]).status_code == 401
+    monkeypatch.setitem(state.__opts__, "test", False)
+    assert converge()["member"]["changes"] == foreseen
+    assert module.user_password_fits(REALM, name, SECRETS["keycloak:check_password"])
+    assert converge()["member"]["changes"] == {}
+
+
 def test_the_client_takes_a_changed_secret(server, direct, secrets):
     secrets["keycloak:client_secret"] = "e2" * 16
     assert set(converge()["client open-webui"]["changes"]) >= {"secret"}
@@ -231,8 +257,8 @@ def test_the_client_takes_a_changed_secret(server, direct, secrets):
 
 def test_a_new_password_of_the_administrator_reaches_keycloak(states, secrets, tmp_path, monkeypatch):
     old, new = secrets["keycloak:admin_password"], "second-Admin-password-2"
-    kept = tmp_path / "secrets.env"
-    kept.write_text(f"KC_BOOTSTRAP_ADMIN_PASSWORD='{old}'\n")
+    kept = tmp_path / "keycloak-admin"
+    kept.write_text(old)
 
     def rotate():
         return state.admin_password("admin", "keycloak:admin_password", str(kept))
@@ -251,8 +277,8 @@ def test_a_new_password_of_the_administrator_reaches_keycloak(states, secrets, t
 
 
 def test_an_administrator_whose_password_nobody_knows_is_an_error_that_helps(states, secrets, tmp_path):
-    kept = tmp_path / "secrets.env"
-    kept.write_text("KC_BOOTSTRAP_ADMIN_PASSWORD='neither'\n")
+    kept = tmp_path / "keycloak-admin"
+    kept.write_text("neither")
     secrets["keycloak:admin_password"] = "nor this one"
     ret = state.admin_password("admin", "keycloak:admin_password", str(kept))
     assert ret["result"] is False

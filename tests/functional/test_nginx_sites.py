@@ -119,6 +119,23 @@ def test_a_service_that_is_down_is_told_in_words(tmp_path, stub):
     assert "strict-transport-security" in headers
 
 
+def test_a_host_that_hangs_is_told_in_words_and_soon(tmp_path, stub):
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as silent:
+        port = silent.getsockname()[1]
+        server = LocalNginx(tmp_path, {"node1": stub.port, "node0": stub.port, "vault": port})
+        server.prepare()
+        server.start()
+        try:
+            # It takes this one and no other, as a host does whose packets get lost.
+            with socket.create_connection(("127.0.0.1", port)):
+                answer = server.raw(f"GET / HTTP/1.0\r\nHost: vault.{DOMAIN}\r\n\r\n".encode(), "vault", timeout=20)
+        finally:
+            server.stop()
+    status, headers, body = parsed(answer)
+    assert (status, headers["content-type"]) == (504, "text/html; charset=utf-8")
+    assert f"<title>vault.{DOMAIN} does not answer</title>".encode() in body
+
+
 def test_a_websocket_is_let_through(proxy, stub):
     proxy.ask("GET", "/ws/socket.io/", host="vault", Connection="Upgrade, close", Upgrade="websocket")
     assert {"Upgrade": "websocket", "Connection": "upgrade"}.items() <= stub.last()["headers"].items()

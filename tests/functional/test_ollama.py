@@ -14,7 +14,7 @@ from aiplatform.settings import read_yaml
 from lab import models
 from tests.conftest import CHECKOUT
 from tests.functional import slot_server
-from tests.functional.local_ollama import make_model, serving, weights
+from tests.functional.local_ollama import generates, make_model, rests, serving, weights
 from tests.functional.local_server import free_port
 
 
@@ -98,9 +98,11 @@ def test_chat_streams(client):
 
 
 def test_a_stream_can_be_left_and_the_next_one_is_answered(client):
-    stream = client.generate("gemma:test", "Count to a hundred.", options={"num_predict": 200})
+    stream = client.generate("gemma:test", "Count to a thousand.", options={"num_predict": 2000})
     next(stream)
+    generates(client, seconds=1)
     stream.close()
+    rests(client)
     assert list(client.generate("gemma:test", "Say hello.", options={"num_predict": 2}))[-1].data["done"]
 
 
@@ -193,6 +195,7 @@ def pillar(client, monkeypatch):
     port = int(client.base_url.rpartition(":")[2])
     pillar = {"ollama": {"api_host": "127.0.0.1", "instances": {"one": {"port": port}}}}
     monkeypatch.setattr(module, "__pillar__", pillar, raising=False)
+    monkeypatch.setattr(module, "__context__", {}, raising=False)
     monkeypatch.setattr(state, "__opts__", {"test": False}, raising=False)
 
 

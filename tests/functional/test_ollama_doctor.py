@@ -47,7 +47,6 @@ def configure_loader_modules(client, folder, monkeypatch):
         "platform_container.answers": lambda: False,
         "ollama.models_dir": lambda: instances.models_dir(merged),
         "gpu.found": list,
-        "gpu.used": lambda: False,
     }
     functions["ollama.store"] = operations.store
     shared = {"__pillar__": merged, "__salt__": functions, "__context__": {}}

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 
 from _modules import model_slots
-from aiplatform import footprint, numa, slot_rules, slots
+from aiplatform import footprint, numa, slot_rules, slots, transfer
 from aiplatform.blobs import Blobs
 from aiplatform.errors import PlatformError
 from aiplatform.ollama import Client, Limits, OllamaError, OutOfMemory
@@ -175,7 +175,7 @@ def test_broken_template(unharmed):
 def test_missing_alias(unharmed):
     """Somebody deletes what is being made, right before it takes its place."""
     serving = unharmed.serving("new:1")
-    serving._tell = lambda name, phase, _: phase == "answer" and unharmed.client.delete("coder-rotate:next")
+    serving._tell = lambda name, phase, _: phase == "aliases" and unharmed.client.delete("coder-rotate:next")
     with pytest.raises(PlatformError, match=r"cannot be given its model.*slot-5 still serves old:1"):
         serving.converge()
 
@@ -203,7 +203,7 @@ def test_killed_pull(site, incoming):
 
     def doomed():
         site.heard = lambda tag, data: data.get("completed") and os.kill(os.getpid(), signal.SIGKILL)
-        model_slots.PROGRESS_SECONDS = 0
+        transfer.SECONDS = 0
         site.pulled(incoming.name)
 
     incoming.halfway = halfway
@@ -425,11 +425,13 @@ def test_rotation_under_requests(site):
             thread.join()
     assert (errors, all(answers), len(answers) >= 3) == ([], True, True)
     locked, old, new = (site.weights(name) for name in ("slot-1", "old:1", "new:1"))
-    # Ollama lists it no more a moment before its process has ended.
+    # Ollama lists it no more a moment before its process has ended; a late request may have loaded it once more.
     until(lambda: site.runners().get(old) != before[old], 20, 0.1, "the old model's runner to end")
     after = site.runners()
     assert after == {locked: before[locked], new: after[new]}
-    assert [phase for name, phase, _ in site.phases] == ["stage", "load", "answer", "move", "unload"]
+    phases = [phase for _, phase, _ in site.phases]
+    assert phases[:6] == ["stage", "load", "answer", "aliases", "move", "unload"]
+    assert set(phases[6:]) <= {"unload"}
     assert site.serving("new:1").foreign() == []
 
 

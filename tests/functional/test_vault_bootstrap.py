@@ -81,18 +81,23 @@ def test_both_audit_logs_are_written_and_private(ready):
 
 def test_no_root_token_is_left(ready):
     assert ready.keys()["root_token"] is None
-    with vault.root_for_a_moment(ready.url, str(ready.store.path / "ca.pem"), ready.keys()["keys"]) as root:
+    others, used = roots_beside_a_new_one(ready)
+    assert others == []
+    with pytest.raises(Forbidden):
+        ready.client(used).auth.token.lookup_self()
+
+
+def roots_beside_a_new_one(server):
+    """The accessors of all root tokens but the one that finds them, and that one."""
+    with vault.root_for_a_moment(server.url, str(server.store.path / "ca.pem"), server.keys()["keys"]) as root:
         mine = root.auth.token.lookup_self()["data"]["accessor"]
         accessors = root.list("auth/token/accessors")["data"]["keys"]
-        roots = [
+        others = [
             accessor
             for accessor in accessors
             if "root" in root.auth.token.lookup_accessor(accessor)["data"]["policies"] and accessor != mine
         ]
-        used = root.token
-    assert roots == []
-    with pytest.raises(Forbidden):
-        ready.client(used).auth.token.lookup_self()
+        return others, root.token
 
 
 def test_a_minion_reads_its_own_paths_and_no_other(ready):
@@ -328,6 +333,36 @@ def test_killed_anywhere_a_new_run_ends_well(fresh, point):
     assert not (fresh.store.path / "init-started.json").exists()
 
 
+def test_a_root_token_that_a_killed_run_left_ends_with_the_next(fresh):
+    fresh.bootstrap().run()
+    del fresh.platform["hosts"]["nginx_proxy"]  # a change that takes root rights
+    assert killed_at(fresh, vault, "_decoded", 1, "after") == -signal.SIGKILL
+    assert len(roots_beside_a_new_one(fresh)[0]) == 1
+    assert "policy ai-platform/nginx_proxy" in fresh.bootstrap().run()
+    assert roots_beside_a_new_one(fresh)[0] == []
+
+
+def test_a_dry_run_tells_of_a_token_that_lies_in_the_key_store_and_of_an_open_one(fresh):
+    fresh.bootstrap().run()
+    fresh.store.write_bytes(vault_keys.ROOT_TOKEN, b"left by somebody")
+    fresh.store.path.chmod(0o755)
+    foreseen = fresh.bootstrap(test=True).run()
+    assert foreseen == {
+        "key store": {"old": "mode 0755", "new": "mode 0700"},
+        "root token": {"old": "valid", "new": "revoked"},
+    }
+    assert fresh.bootstrap().run() == foreseen
+    assert fresh.bootstrap(test=True).run() == {}
+
+
+def test_an_authority_without_its_key_is_refused_in_a_dry_run_too(fresh):
+    fresh.bootstrap().run()
+    fresh.store.remove("ca.key")
+    for test in (True, False):
+        with pytest.raises(PlatformError, match="its key is not"):
+            fresh.bootstrap(test=test).run()
+
+
 def test_killed_again_while_it_recovers(fresh):
     lost = (vault, "initialize", 1, "after")
     assert killed_at(fresh, *lost) == -signal.SIGKILL
@@ -376,10 +411,11 @@ def test_an_initialised_vault_without_keys_stops(fresh):
 def test_keys_of_another_vault_stop(fresh):
     fresh.bootstrap().run()
     kept = fresh.keys()
-    fresh.restart()
     fresh.store.write("init.json", kept | {"storage_id": "another"})
-    with pytest.raises(PlatformError, match="belong to another Vault"):
-        fresh.bootstrap().run()
+    for test in (True, False):
+        with pytest.raises(PlatformError, match="belong to another Vault"):
+            fresh.bootstrap(test=test).run()
+    fresh.restart()
     fresh.store.write("init.json", kept | {"keys": ["QUFB" * 11]})
     with pytest.raises(PlatformError, match="another Vault's"):
         fresh.bootstrap().run()

@@ -26,7 +26,7 @@ GRAPH = {
     },
     "docker": {"roles": ["ai_server", "coredns_host"], "needs": ["preflight"], "steps": [{"state": "fake.docker"}]},
     "ollama": {"roles": ["ai_server"], "needs": ["vault"], "steps": [{"state": "fake.ollama"}]},
-    "verify": {"roles": ALL, "needs": ["docker", "ollama"], "steps": [{"state": "fake.verify"}]},
+    "verify": {"always": True, "roles": ALL, "needs": ["docker", "ollama"], "steps": [{"state": "fake.verify"}]},
 }
 # Each phase writes when it begins and ends, fails where told to, and keeps one file in place.
 PHASE = """\
@@ -40,11 +40,13 @@ PHASE = """\
     - source: salt://fake/work.sh
     - args: {site} {phase} {{{{ grains.id }}}}
     - stateful: true
+    - unless: test -e {site}/settled
 """
 WORK = """\
 #!/bin/sh
 echo "$2 $3 begin $(date +%s.%N)" >> "$1/log"
-sleep "$(cat "$1/seconds-$2" 2>/dev/null || cat "$1/seconds")"
+sleep "$(cat "$1/seconds")"
+while [ -e "$1/hold-$2" ]; do sleep 0.1; done
 echo "$2 $3 end $(date +%s.%N)" >> "$1/log"
 if [ -e "$1/fail-$2-$3" ]; then echo "$2 is broken" >&2; exit 1; fi
 echo "changed=no"
@@ -103,13 +105,23 @@ class Site:
         path = self.path / f"fail-{phase}-{host}"
         path.touch() if broken else path.unlink(missing_ok=True)
 
-    def take(self, seconds, phase=""):
-        """Make every phase take so long, or one."""
-        (self.path / (f"seconds-{phase}" if phase else "seconds")).write_text(str(seconds))
+    def take(self, seconds):
+        """Make every phase take so long."""
+        (self.path / "seconds").write_text(str(seconds))
+
+    def hold(self, phase, held=True):
+        """Keep a phase from ending, or let it end."""
+        path = self.path / f"hold-{phase}"
+        path.touch() if held else path.unlink()
+
+    def settle(self):
+        """Have the phases make their files and nothing else, so that a dry run may find nothing to do."""
+        (self.path / "settled").touch()
 
     def edit(self, **settings):
-        """Write further settings into the operator's pillar, as JSON is YAML."""
-        (self.path / "pillar/more.sls").write_text(json.dumps(settings) + "\n")
+        """Write further settings into the operator's pillar, on one line."""
+        text = yaml.safe_dump(settings, default_flow_style=True, width=10_000)
+        (self.path / "pillar/more.sls").write_text(text)
 
     def record(self):
         """What the latest deploy, which failed, has left for the next one."""
@@ -123,8 +135,9 @@ class Site:
         """Undo what the phases have made, and forget earlier deploys."""
         shutil.rmtree(self.path / "out", ignore_errors=True)
         (self.path / "out").mkdir()
-        for path in (*self.path.glob("fail-*"), *self.path.glob("seconds-*")):
+        for path in (*self.path.glob("fail-*"), *self.path.glob("hold-*")):
             path.unlink()
+        (self.path / "settled").unlink(missing_ok=True)
         self._record.unlink(missing_ok=True)
         self.take(0)
         self.edit()

@@ -97,6 +97,11 @@ def test_a_message_is_answered_by_the_model_of_slot_one(telegram, master):
     assert "typing" in [row.get("action") for row in telegram.ask("seen")]
 
 
+def test_the_verification_finds_it_at_work(telegram, master):
+    [row] = master.salt("ai_server", "verify.run", "only=[bot]")["ai_server"]
+    assert row["ok"], row
+
+
 def test_a_stranger_is_refused(telegram):
     assert str(STRANGER) in telegram.answer(STRANGER, "Say hello.")
 

@@ -145,6 +145,18 @@ def test_no_request_reloads_a_slot_or_reaches_the_other_instance(chat, ai_server
     assert all(before["node1"].values())
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_no_instance_loads_a_model_that_it_does_not_offer(chat, ai_server, master, number):
+    before = loaded(ai_server)
+    base = next(row["model"] for row in table(master) if row["name"] == "slot-1")
+    for path in ("generate", "embed", "embeddings"):
+        for where in (f"/{number}", f"?url_idx={number}"):
+            # Without words Ollama only loads.
+            body = {"model": base, "prompt": "", "input": ""}
+            assert chat.ask(f"/ollama/api/{path}{where}", body)[0] == 403, (path, where)
+    assert loaded(ai_server) == before
+
+
 @pytest.mark.parametrize("path", ["pull", "create", "copy", "push", "unload"])
 def test_the_store_is_not_changed_from_the_chat(chat, path):
     assert chat.ask(f"/ollama/api/{path}", {"model": "llama-family:latest"})[0] in (404, 405)

@@ -54,10 +54,27 @@ def selection(master):
     return master.json(["cat", "/srv/pillar/model_selection.json"])
 
 
-def test_a_second_deploy_changes_nothing(master):
-    answer = master.runner("ai_platform.deploy")
+def changed_in(answer):
     assert answer["retcode"] == 0, answer["failures"]
-    assert {row["phase"]: row["changed"] for row in answer["phases"] if row["changed"]} == {}
+    return {row["phase"]: row["changed"] for row in answer["phases"] if row["changed"]}
+
+
+def test_a_second_deploy_changes_nothing(master):
+    assert changed_in(master.runner("ai_platform.deploy", "fresh=True")) == {}
+
+
+def test_a_deploy_finds_by_its_dry_run_what_was_changed_by_hand(master, ai_server, nginx_proxy):
+    """The deploy before went well: this one runs no phase but those, and what needs them."""
+    before = master.runner("ai_platform.deploy")
+    assert changed_in(before) == {}
+    nginx_proxy.run("echo '# by hand' >> /etc/nginx/nginx.conf")
+    ai_server.run("docker stop qdrant", timeout=60)
+    ai_server.run(["/opt/salt/bin/python", "-W", "ignore", "-c", TAKE_ROLE])
+    answer = master.runner("ai_platform.deploy")
+    assert changed_in(answer).keys() == {"nginx", "qdrant", "keycloak"}
+    assert [(row["step"], row["host"]) for row in answer["phases"]] == [
+        (row["step"], row["host"]) for row in before["phases"]
+    ]
 
 
 @pytest.mark.parametrize(("host", "state"), [(host, state) for host, states in STATES.items() for state in states])

@@ -63,6 +63,13 @@ def test_a_broken_zone_is_refused_and_the_old_one_served_on(master, coredns_host
     assert apply(master) == {}
 
 
+def test_the_program_has_the_capability_of_upstreams(coredns_host):
+    """The kernel starts a program with a file's capability only where the container may have it."""
+    pid = coredns_host.run("docker inspect -f '{{.State.Pid}}' coredns").stdout.strip()
+    read = "import os; print(os.getxattr('coredns', 'security.capability').hex())"
+    assert coredns_host.run(f'cd /proc/{pid}/root && python3 -c "{read}"').stdout.strip()
+
+
 def test_a_container_removed_by_hand_comes_back(master, coredns_host):
     coredns_host.run("docker rm -f coredns")
     assert "coredns" in apply(master)

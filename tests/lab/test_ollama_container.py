@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from lab import artifacts
 from tests.lab.conftest import SPARE, Host
 
 REGISTRY = "10.89.77.10:5000"
@@ -159,13 +160,16 @@ def test_models_survive_recreation_restart_and_another_image(served):
     assert served.digests() == before
     served.run("docker restart ollama")
     assert served.digests() == before
-    second = served.inspect()["Id"]
-    digest = served.run(
-        "docker image inspect -f '{{index .RepoDigests 0}}' $(docker inspect -f {{.Image}} ollama)"
-    ).stdout
-    served.pillar(profiles={"local": local(digest=digest.strip().partition("@")[2])})
+    second = served.inspect()
+    image = second["Config"]["Image"]
+    # Of a container of its own: the one that serves has labels, which the image would inherit.
+    made = f"docker commit --change 'LABEL another=2' plain {image.rpartition(':')[0]}:another"
+    served.run(f"docker create --name plain {image} && {made} && docker rm plain")
+    served.pillar(profiles={"local": local(version="another")})
     assert "image" in changes(served.apply())["ollama-local platform_container.running"]
-    assert served.inspect()["Id"] != second
+    third = served.inspect()
+    assert (third["Id"] != second["Id"], third["Image"] != second["Image"]) == (True, True)
+    assert third["Config"]["Labels"]["another"] == "2"
     assert served.digests() == before
     served.run("systemctl restart docker", timeout=120)
     assert served.digests() == before
@@ -215,6 +219,40 @@ def test_a_port_that_a_native_ollama_has_is_refused_with_its_unit(served):
     served.pillar(profiles={"local": local()})
     served.apply()
     assert MODEL in served.digests()
+
+
+def test_natively_its_unit_takes_the_containers_place_and_the_volume_stays(served):
+    """The container has the port and the very version: its answer would pass for the instance's."""
+    before, version = served.digests(), artifacts.OLLAMA.version
+    served.pillar(
+        mode="native",
+        version=version,
+        source=artifacts.OLLAMA.url.replace(version, "{version}").replace("amd64", "{arch}"),
+        hashes={version: {"amd64": artifacts.OLLAMA.manifest()["sha256"]}},
+        api_port=11434,
+        models_dir="/var/lib/ollama/models",
+        models=[MODEL],
+        num_parallel=1,
+    )
+    goes = {"ollama": {"old": "present", "new": None}}
+    try:
+        foreseen = served.apply("test=True", check=False)
+        assert foreseen["ollama-containers-gone ollama_container.no_others"]["changes"] == goes
+        assert served.inspect()["State"]["Status"] == "running"
+        made = served.apply()
+        assert made["ollama-containers-gone ollama_container.no_others"]["changes"] == goes
+        assert served.run("docker ps -aq").stdout == ""
+        assert "ollama_data" in served.run("docker volume ls -q").stdout.split()
+        assert served.run("systemctl is-active ollama").stdout.strip() == "active"
+        _, answer = served.call("ollama.run", MODEL, "Say hello.", "num_predict=4")
+        assert answer.strip()
+        assert changes(served.apply()) == {}
+    finally:
+        served.run("systemctl disable --now ollama", check=False)
+        served.run("rm -rf /etc/systemd/system/ollama.service* && systemctl daemon-reload")
+    served.pillar(profiles={"local": local()})
+    served.apply()
+    assert served.digests() == before
 
 
 def test_a_gpu_that_is_demanded_and_not_there_ends_the_run_before_anything(served):

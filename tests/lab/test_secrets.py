@@ -200,6 +200,17 @@ def test_what_salt_keeps_is_roots_alone(master, ai_server):
     assert ai_server.run("stat -c '%a %U' /var/cache/salt/minion").stdout.strip() == "700 root"
 
 
+def test_the_proxys_log_has_no_query(nginx_proxy, workstation):
+    """Codes and tokens of a sign-on come in it, and in the address of the page that the next one is asked from."""
+    page = f"realms/{secrets.token_hex(8)}"
+    url = f"https://idm.lab.internal/{page}?code=1&id_token_hint=2"
+    workstation.run(f"curl --silent --insecure --output /dev/null --referer '{url}' '{url}'")
+    logged = nginx_proxy.run(f"grep {page} /var/log/nginx/access.log").stdout
+    assert len(logged.splitlines()) == 1
+    assert "code=" not in logged
+    assert "id_token_hint=" not in logged
+
+
 def test_secrets_differ(values):
     """Each is generated for itself."""
     generated = [value for name, value in values.items() if ":" in name]

@@ -91,6 +91,19 @@ class Server:
         assert bool(done.returncode) is bool(failed), (done.returncode, failed)
         return found
 
+    def say(self, *words, check=True):
+        """``salt-call --local words``; returns exit code and data, the text of a refusal where there is none."""
+        done = self.call(*words, check=check)
+        try:
+            return done.returncode, json.loads(done.stdout)["local"]
+        except ValueError:
+            return done.returncode, done.stdout + done.stderr
+
+    def digests(self):
+        """The models of the store, with their digests."""
+        ask = f"curl -fsS --retry 20 --retry-connrefused --retry-delay 1 {self.url}/api/tags"
+        return {row["name"]: row["digest"] for row in json.loads(self.run(ask).stdout)["models"]}
+
     def answers(self):
         """The version that answers."""
         return json.loads(self.run(["curl", "-fsS", "-m", "5", f"{self.url}/api/version"]).stdout)["version"]
@@ -251,3 +264,61 @@ def test_the_server_makes_itself_known_where_that_is_configured_and_not_otherwis
     server.pillar()
     server.apply()
     assert server.run(f"test -e {record}", check=False).returncode == 1
+
+
+def test_everyday_operations(installed, server):
+    """The words of docs/ollama-container.md, where ``main`` is a unit and its store a folder."""
+    store = "/var/lib/ollama/models"
+    server.pillar()
+    server.apply()
+    before = server.digests()
+    assert list(before) == [MODEL]
+    assert server.run("stat -c %a /etc/ai-platform/ollama.env").stdout.strip() == "644"
+    assert f"OLLAMA_HOST_BASE_URL={server.url}" in server.run("cat /etc/ai-platform/ollama.env").stdout.splitlines()
+    used = server.say("ollama.disk_use")[1]
+    assert (used["folder"], used["models"]) == (store, [MODEL])
+    assert used["bytes"] > 200_000_000
+
+    assert server.say("ollama.stop")[1] is True
+    assert server.run("systemctl is-active ollama", check=False).stdout.strip() != "active"
+    assert server.say("ollama.start")[1] is True
+    assert server.digests() == before
+    assert "Listening on" in server.say("ollama.logs", "main", "lines=2000")[1]
+
+    assert server.say("ollama.remove")[1] is True
+    assert server.run("test -e /etc/systemd/system/ollama.service", check=False).returncode == 1
+    assert not [row["comment"] for row in server.apply().values() if row["result"] is not True]
+    assert server.digests() == before
+
+    code, told = server.say("ollama.wipe", check=False)
+    assert code != 0
+    assert f"confirm={store}" in str(told)
+    assert server.digests() == before
+    assert server.say("ollama.wipe", f"confirm={store}")[1]["deleted"] == [MODEL]
+    assert server.digests() == {}
+    server.apply()
+    assert server.digests() == before
+
+
+def test_the_doctor_looks_at_a_native_one_and_says_where_it_is_stopped(installed, server):
+    server.pillar()
+    server.apply()
+    code, told = server.say("ollama.doctor", "out=json", check=False)
+    entries = {row["check"]: row for row in told["entries"]}
+    assert len(entries) == 9
+    assert all(row["actual"] and row["hint"] for row in entries.values())
+    assert code == int(bool(told["findings"]))
+    # How fast it answers, and how much is free, is the machine's.
+    machines = {"slow generation", "throughput near zero", "out of memory", "slow or failed download"}
+    assert {name for name, row in entries.items() if not row["ok"]} <= machines
+    assert VERSION in entries["refused from the host"]["actual"]
+    assert MODEL in entries["a model does not load"]["actual"]
+    server.say("ollama.stop")
+    try:
+        code, told = server.say("ollama.doctor", "out=json", check=False)
+        refused = told["entries"][0]
+        assert (code, refused["ok"]) == (1, False)
+        assert re.search(r"ollama\.service is (inactive|failed)", refused["actual"])
+        assert "journalctl --unit ollama.service" in refused["hint"]
+    finally:
+        server.say("ollama.start")

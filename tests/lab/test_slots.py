@@ -5,6 +5,7 @@ Rotation under load is of ``tests/soak``: it takes minutes.
 
 from __future__ import annotations
 
+import json
 import subprocess
 
 import pytest
@@ -13,6 +14,8 @@ from aiplatform.wait import until
 
 REGISTRY = "10.89.77.10:5000/library"
 OTHER = {5: f"{REGISTRY}/noise:1", 6: f"{REGISTRY}/noise-coder:2"}
+NODE1 = "http://127.0.0.1:11434"
+BROKEN = "broken:1"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -95,6 +98,47 @@ def test_a_slot_rotates_and_returns_to_the_choice(master, slot):
     assert after[f"slot-{slot}"]["model"] == before[f"slot-{slot}"]["model"]
     kept = [name for name in before if name != f"slot-{slot}"]
     assert {name: after[name]["pid"] for name in kept} == {name: before[name]["pid"] for name in kept}
+
+
+def post(host, path, **body):
+    """What the instance node1 answers to a request."""
+    return host.json(["curl", "-sf", f"{NODE1}/api/{path}", "-d", json.dumps({**body, "stream": False})])
+
+
+def loaded(host):
+    """What node1 has loaded: the name that loaded it, and its manifest."""
+    return sorted((row["name"], row["digest"]) for row in host.json(f"curl -sf {NODE1}/api/ps")["models"])
+
+
+@pytest.fixture
+def broken(master, ai_server):
+    """A model of the store that loads and answers nothing: its template asks for a message that is not there."""
+    post(ai_server, "create", model=BROKEN, **{"from": OTHER[5]}, template="{{ index .Messages 99 }}")
+    yield BROKEN
+    rotate(master, 5, "null")
+    master.salt("ai_server", "ollama.delete", "node1", BROKEN)
+
+
+def test_a_rotation_that_fails_half_way_leaves_the_old_model_and_carries_on_when_mended(master, ai_server, broken):
+    before, runners = slots(master), loaded(ai_server)
+    old, locked = before["slot-5"], {name: row["pid"] for name, row in before.items() if name != "slot-5"}
+    answer = rotate(master, 5, broken, "force=True", check=False)
+    assert answer["retcode"] == 1
+    (failure,) = answer["failures"]
+    assert f"{broken} did not get into slot-5" in failure["reason"], failure
+    assert f"slot-5 still serves {old['model']}" in failure["reason"], failure
+    assert "slot-5 load" in failure["reason"], "it failed before the new model was loaded"
+    # The name means what it meant, and is answered by the process that answered before.
+    assert old["digest"] in post(ai_server, "show", model="slot-5")["modelfile"]
+    question = [{"role": "user", "content": "Hi"}]
+    assert post(ai_server, "chat", model="slot-5", messages=question, options={"num_predict": 1})["done"]
+    assert old["digest"] in ai_server.run(["cat", f"/proc/{old['pid']}/cmdline"]).stdout
+    assert loaded(ai_server) == runners, "the new model is still loaded"
+    post(ai_server, "create", model=broken, **{"from": OTHER[5]})
+    rotate(master, 5, broken, "force=True")
+    after = slots(master)
+    assert (after["slot-5"]["model"], after["slot-5"]["loaded"]) == (broken, True)
+    assert {name: after[name]["pid"] for name in locked} == locked
 
 
 # -- what goes cold -----------------------------------------------------------------------------------------------

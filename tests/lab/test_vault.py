@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from aiplatform.wait import until
+from lab.settings import address
 
 SEAL = "curl -s --cacert /etc/vault.d/tls/vault.crt https://127.0.0.1:8202/v1/sys/seal-status"
 
@@ -29,6 +30,12 @@ def test_a_restart_of_the_service_needs_no_person(ai_server):
 def test_a_killed_vault_comes_back(ai_server):
     ai_server.run("systemctl kill --signal=KILL --kill-who=main vault")
     until(lambda: not sealed(ai_server), 60, 1, "Vault unsealed")
+
+
+def test_the_host_knows_the_public_names_whatever_dns_knows(ai_server):
+    for name in ("idm", "vault", "ollama-ui"):
+        found = ai_server.run(f"getent --service=files hosts {name}.lab.internal").stdout
+        assert found.split()[0] == address(30)
 
 
 def test_a_second_bootstrap_changes_nothing(master):

@@ -39,8 +39,8 @@ def page(found: dict[str, list[dict[str, Any]]]) -> str:
     killed = [
         [
             row["what"],
-            ", ".join(row["goes_on"]) or "nothing",
-            "; ".join(f"{use}: {_said(errors)}" for use, errors in row["stops"].items()),
+            "; ".join(row["goes_on"]) or "nothing",
+            "; ".join(f"{use}: {_said(errors)}" for use, errors in row["stops"].items()) or "nobody noticed",
             f"{row['seconds']:g}",
             row["healed_by"],
             _verified(row["verify"]),
@@ -52,7 +52,7 @@ def page(found: dict[str, list[dict[str, Any]]]) -> str:
             row["what"],
             row["answer"],
             f"{row['seconds']:g}",
-            ", ".join(row["stops"]) or "nobody",
+            "; ".join(row["stops"]) or "nobody",
             _verified(row["verify"]),
         ]
         for row in found["by hand"]

@@ -52,7 +52,11 @@ class Line:
         )
         data = json.dumps(body).encode() if isinstance(body, dict) else body
         try:
-            self.connection.request("POST" if data else "GET", path, data, self.headers | headers)
+            try:
+                self.connection.request("POST" if data else "GET", path, data, self.headers | headers)
+            except (ssl.SSLEOFError, BrokenPipeError) as err:
+                # Closed before anything was asked, which TLS tells as it writes; an answer that ends early is an error.
+                raise http.client.NotConnected(str(err)) from err
             reply = self.connection.getresponse()
             text = reply.read().decode(errors="replace")
         except (OSError, http.client.HTTPException):

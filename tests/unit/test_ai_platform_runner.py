@@ -6,6 +6,7 @@ import json
 from contextlib import nullcontext
 
 import pytest
+import salt.exceptions
 import salt.key
 
 from _runners import ai_platform as runner
@@ -59,8 +60,38 @@ def answers():
 
 @pytest.fixture
 def orchestrated():
-    """The orchestrations that were asked for; the phases that fail in them."""
-    return {"asked": [], "failing": set()}
+    """The orchestrations that were asked for, the phases that fail in them, and those that a dry run finds to do."""
+    return {"asked": [], "failing": set(), "to_do": set()}
+
+
+class Client:
+    """Salt's client of the minions, which make the dry runs of a deploy and find these phases to do."""
+
+    def __init__(self, to_do):
+        self.to_do = to_do
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def run_job(self, hosts, function, arg, **_):
+        assert function == "dry_run.phases"
+        self.asked = arg[0]
+        return {"jid": "1", "minions": hosts}
+
+    def get_iter_returns(self, jid, minions, **_):
+        seen = {"states": 1, "seconds": 0.1, "notices": []}
+        for host in minions:
+            found = {name: {**seen, "to_do": ["x"] * (name in self.to_do)} for name in self.asked[host]}
+            yield {host: {"ret": {"phases": found}}}
+
+
+def as_wanted(test):
+    """The dry run of a runner function that has nothing to do."""
+    assert test is True
+    return {"changes": {}, "comment": "as wanted"}
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +114,10 @@ def _master(monkeypatch, tmp_path, pillar, answers, orchestrated):
         answer = {host: STATES if good else {"bad": {"result": False, "comment": "broken"}} for host in step.hosts}
         return {"__id__": step.id, "result": good, "changes": {"ret": answer} if step.kind == "state" else {}}
 
+    def sign_on(test):
+        assert test is True
+        return answers["vault_oidc.configure"]
+
     class Keys:
         def __init__(self, opts):
             pass
@@ -91,12 +126,20 @@ def _master(monkeypatch, tmp_path, pillar, answers, orchestrated):
             return {"minions": dict.fromkeys(HOSTS, "aa:bb")}
 
     opts = {
+        "conf_file": "master",
         "cachedir": str(tmp_path),
         "file_roots": {"base": [str(CHECKOUT / "salt")]},
         "pillar_roots": {"base": [str(tmp_path)]},
         "output": "json",
     }
-    salt_functions = {"salt.execute": execute, "state.orchestrate": orchestrate}
+    monkeypatch.setattr(runner.salt.client, "get_local_client", lambda _: Client(orchestrated["to_do"]))
+    dry_runs = dict.fromkeys(("vault_server.bootstrap", "benchmark.choose", "keycloak.publish"), as_wanted)
+    salt_functions = {
+        **dry_runs,
+        "salt.execute": execute,
+        "state.orchestrate": orchestrate,
+        "vault_oidc.configure": sign_on,
+    }
     for name, value in (("__opts__", opts), ("__salt__", salt_functions), ("__context__", {})):
         monkeypatch.setattr(runner, name, value, raising=False)
     monkeypatch.setattr(salt.key, "Key", Keys)
@@ -152,6 +195,22 @@ def test_a_failed_check_a_silent_host_and_a_missing_report_fail_the_verification
     assert [row["host"] for row in verified["checks"] if not row["ok"]] == ["ai_server", "coredns_host", "master"]
 
 
+@pytest.mark.parametrize(
+    ("answer", "actual"),
+    [
+        ({"result": True, "changes": {}}, "ai-admin of the realm gets policy vault-admin, as pillar wants it"),
+        ({"result": None, "changes": {"role default": {"bound_claims": {}}}}, "otherwise: role default"),
+        ({"result": False, "changes": {}, "comment": "Another login method"}, "Another login method"),
+    ],
+)
+def test_a_vault_that_lets_no_administrator_in_fails_the_verification(pillar, answers, answer, actual):
+    """One who is refused proves nothing about those who are not to be."""
+    pillar["services"]["keycloak"] = pillar["services"]["dns"]
+    answers["vault_oidc.configure"] = answer
+    row = next(row for row in runner.verify()["checks"] if row["check"] == "administrators' sign-on to Vault")
+    assert (row["host"], row["ok"], row["actual"]) == ("master", answer["result"] is True, actual)
+
+
 @pytest.mark.parametrize("function", [runner.status, runner.verify, runner.deploy])
 def test_a_refused_pillar_asks_nobody(pillar, answers, orchestrated, function):
     pillar["_errors"] = ["ollama.version: is 3, expected text"]
@@ -204,6 +263,82 @@ def test_a_failed_deploy_is_carried_on(orchestrated):
     assert "vault" not in orchestrated["asked"][-1]["phases"]
     # All is well now: the next one is whole again.
     assert runner.deploy()["resumed"] == []
+
+
+def test_after_a_deploy_that_went_well_only_what_is_to_be_done_runs(orchestrated, answers):
+    answers["vault_oidc.configure"] = as_wanted(test=True)
+    runner.deploy()
+    answer = runner.deploy()
+    ran = phases.load(phases.find([str(CHECKOUT / "salt")])).keys() - {"nginx"}  # there is no host for it
+    assert ran.intersection(orchestrated["asked"][-1]["phases"]) == {"verify"}
+    assert {row["phase"] for row in answer["phases"]} >= {"preflight", "vault", "models", "verify"}
+    assert {row["result"] for row in answer["phases"]} == {"ok"}
+    orchestrated["to_do"].add("models")
+    runner.deploy()
+    assert ran.intersection(orchestrated["asked"][-1]["phases"]) == {"models", "openwebui", "openclaw", "verify"}
+    runner.deploy(fresh=True)
+    assert "preflight" in orchestrated["asked"][-1]["phases"]
+    # Who names phases wants them run.
+    runner.deploy(phases="docker")
+    assert orchestrated["asked"][-1]["phases"] == ["docker"]
+    orchestrated["failing"] = {"verify"}
+    assert runner.deploy()["retcode"] == 1
+    # The verification alone has failed: the hosts are looked at again.
+    orchestrated["failing"], orchestrated["to_do"] = set(), set()
+    assert runner.deploy()["resumed"] == []
+    assert ran.intersection(orchestrated["asked"][-1]["phases"]) == {"verify"}
+
+
+@pytest.mark.parametrize("narrowed", [{}, {"phases": "models"}])
+def test_after_a_deploy_that_failed_every_phase_is_run(orchestrated, narrowed):
+    runner.deploy()
+    orchestrated["failing"] = orchestrated["to_do"] = {"models"}
+    assert runner.deploy(**narrowed)["retcode"] == 1
+    orchestrated["failing"], orchestrated["to_do"] = set(), set()
+    runner.deploy()
+    assert {"vault", "models"} <= set(orchestrated["asked"][-1]["phases"])
+
+
+def test_after_a_deploy_that_was_killed_every_phase_is_run(orchestrated, monkeypatch):
+    def killed(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    runner.deploy()
+    orchestrated["to_do"].add("models")
+    with monkeypatch.context() as patch:
+        patch.setitem(runner.__salt__, "state.orchestrate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            runner.deploy()
+    runner.deploy()
+    assert "vault" in orchestrated["asked"][-1]["phases"]
+
+
+@pytest.mark.parametrize("job", [{}, {"jid": "0", "minions": []}, salt.exceptions.SaltClientError("no master")])
+def test_where_no_dry_run_can_be_made_every_phase_is_run(orchestrated, monkeypatch, job, capsys):
+    def run_job(*_args, **_kwargs):
+        if isinstance(job, Exception):
+            raise job
+        return job
+
+    runner.deploy()
+    monkeypatch.setattr(Client, "run_job", run_job)
+    monkeypatch.setattr(Client, "asked", {}, raising=False)
+    assert runner.deploy()["retcode"] == 0
+    assert "vault" in orchestrated["asked"][-1]["phases"]
+    assert "is run" in capsys.readouterr().err
+
+
+def test_a_runner_that_cannot_make_its_dry_run_is_run(orchestrated, monkeypatch):
+    def broken(test):
+        runner.__context__["retcode"] = 1
+        raise PlatformError("Vault is away")
+
+    runner.deploy()
+    monkeypatch.setitem(runner.__salt__, "keycloak.publish", broken)
+    assert runner.deploy()["retcode"] == 0
+    assert {"keycloak", "openwebui", "verify"} < set(orchestrated["asked"][-1]["phases"])
+    assert "postgres" not in orchestrated["asked"][-1]["phases"]
+    assert runner.__context__ == {}
 
 
 @pytest.mark.parametrize("narrowed", [{"test": True}, {"phases": "ollama"}, {"fresh": True}])

@@ -22,6 +22,8 @@ REQUEST = {"prompt": "hi", "system": "s", "options": {"temperature": 0}, "format
         ({"temperature": 0.7}, False),
         ({"temperature": 0.7, "seed": 0}, True),
         ({"seed": None}, False),
+        ({"seed": -1}, False),
+        ({"temperature": 0, "seed": -1}, True),
     ],
 )
 def test_only_what_would_come_again_is_kept(options, deterministic):

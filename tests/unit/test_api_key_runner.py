@@ -59,7 +59,7 @@ def test_the_key_is_in_the_file_and_in_no_answer(kept, tmp_path):
 
 
 def test_without_a_place_to_show_it_no_key_is_made(kept, tmp_path, monkeypatch):
-    monkeypatch.setattr(api_key, "TERMINAL", tmp_path / "none")
+    monkeypatch.setattr(api_key.shown_once, "TERMINAL", tmp_path / "none")
     assert "terminal" in api_key.create("ci")["error"]
     taken = tmp_path / "taken"
     taken.write_text("mine")
@@ -84,7 +84,14 @@ def test_a_proxy_that_did_not_hear_is_named(kept):
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"), [(None, None), ("", None), (3, [3]), ("3,4", [3, 4]), ([1, "embedding"], [1, "embedding"])]
+    ("given", "expected"), [(None, None), ("", [""]), (3, [3]), ("3,4", [3, 4]), ([1, "embedding"], [1, "embedding"])]
 )
 def test_slots_as_people_write_them(given, expected):
     assert api_key._slots(given) == expected
+
+
+@pytest.mark.parametrize("slots", [[], "", ","])
+def test_a_key_for_no_slot_is_none_for_all(kept, tmp_path, slots):
+    answer = api_key.create("ci", slots=slots, file=str(tmp_path / "key"))
+    assert "some of 3, embedding (left out: all)" in answer["error"]
+    assert kept.kept == {}

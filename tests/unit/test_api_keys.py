@@ -61,7 +61,7 @@ def test_a_name_that_is_none_is_refused(name):
         api_keys.new(name, None, OFFERED)
 
 
-@pytest.mark.parametrize("slots", [[2], ["llama-family"], ["1"], [1, 9]])
+@pytest.mark.parametrize("slots", [[2], ["llama-family"], ["1"], [1, 9], []])
 def test_a_slot_that_the_api_has_not_is_refused(slots):
     with pytest.raises(PlatformError, match="some of 1, embedding"):
         api_keys.new("ci", slots, OFFERED)
@@ -76,6 +76,7 @@ def test_the_proxy_gets_hashes_names_and_slots():
         api_keys.fingerprint("own key"): {"name": "platform"},
     }
     assert api_keys.for_proxy({}, "") == {}
+    assert api_keys.for_proxy({"none": {"sha256": "cc", "slots": []}}, "") == {"cc": {"name": "none", "slots": []}}
 
 
 def test_keys_come_and_go_one_by_one():

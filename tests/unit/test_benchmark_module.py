@@ -14,7 +14,7 @@ from _modules import benchmark, model_slots
 from _runners import benchmark as runner
 from _states import benchmark as benchmark_state
 from _states import model_slots as slots_state
-from aiplatform import measure, measure_model, ollama, settings
+from aiplatform import measure, measure_model, measure_progress, ollama, settings
 from aiplatform.errors import PlatformError
 
 OPERATOR = {"platform": {"hosts": {"one": {"address": "192.0.2.1", "roles": ["ai_server"]}}}}
@@ -148,6 +148,48 @@ def test_slots_that_stay_cold_do_not_hide_why_measuring_failed(salt, monkeypatch
         benchmark.measure()
 
 
+@pytest.fixture
+def trial(salt, pillar, monkeypatch):
+    """A host where b:1 is recommended, with its ``store``; ``fails`` makes the measuring break off."""
+    host = types.SimpleNamespace(fails=True, store=[])
+    salt.functions |= {
+        "model_slots.installed": lambda: installed(*host.store),
+        "model_slots.pull": lambda model: salt.calls.append(("pull", model)) or host.store.append(model),
+        "model_slots.client": lambda _: types.SimpleNamespace(version=lambda: "0.17.4", delete=host.store.remove),
+    }
+    better = {"pull_if_better": True, "recommended_models": [{"name": "b:1", "category": "general"}], "repeats": 0}
+    pillar["benchmark"] |= better
+
+    def measuring(pillar, conditions, tasks):
+        if tasks and host.fails:
+            raise PlatformError("broken")
+        known = {one.weights_digest: measured(one.model) | vars(one) | conditions[one.instance] for one in tasks}
+        benchmark._write("results.json", benchmark._records() | known)
+        return {task.model: {} for task in tasks}
+
+    monkeypatch.setattr(benchmark, "_measure", measuring)
+    return host
+
+
+def test_a_recommended_model_with_which_a_run_broke_off_is_still_on_trial(salt, pillar, trial):
+    with pytest.raises(PlatformError, match="broken"):
+        benchmark.measure()
+    assert trial.store == ["b:1"]
+    plan = benchmark.plan()
+    assert (plan["measure"], plan["recommended"]) == ({}, {"b:1": "0 of 3 general slots are filled"})
+    trial.fails, pillar["benchmark"]["thresholds"]["min_quality_score"] = False, 0.9
+    assert benchmark.measure() == {"b:1": {"deleted": "it earned no slot"}}
+    assert (trial.store, salt.calls.count(("pull", "b:1"))) == ([], 1)
+    assert benchmark.plan()["recommended"] == {}
+
+
+def test_what_the_operator_wants_by_now_is_on_trial_no_more(salt, pillar, trial):
+    with pytest.raises(PlatformError, match="broken"):
+        benchmark.measure()
+    pillar["benchmark"]["candidate_models"] = [{"name": "B:1"}]
+    assert (benchmark.plan()["measure"], benchmark.plan()["recommended"]) == ({"b:1": "node1"}, {})
+
+
 def test_each_step_is_kept_and_told(salt, tmp_path, monkeypatch):
     salt.functions["model_slots.installed"] = lambda: installed("a:1")
 
@@ -165,6 +207,16 @@ def test_each_step_is_kept_and_told(salt, tmp_path, monkeypatch):
     assert events[0]["tokens_per_second"] == 7.8
     (record,) = json.loads((tmp_path / "state/results.json").read_text()).values()
     assert "measured_at" in record
+
+
+def test_without_a_master_each_step_is_told_on_the_terminal(salt, tmp_path, capsys):
+    salt.opts["file_client"] = "local"
+    task = measure.Task("a:1", "node1", 1, "a")
+    pace = measure_progress.Pace({"a:1": task}, 7, iter([0.0, 2.0]).__next__)
+    benchmark._announce(task, {"samples": {"latency": {"tokens_per_second": 7.77}}}, pace)
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "one: node1: a:1: latency (1 of 7), 7.8 tokens/s, about 10 s left\n")
+    assert salt.calls == []
 
 
 def test_conditions_name_hardware_version_suite_and_threads(salt):
@@ -246,7 +298,7 @@ def test_a_pull_that_breaks_off_goes_on(salt, monkeypatch, failures, pulls):
     monkeypatch.setattr(model_slots, "client", lambda _: registry)
     assert model_slots.pull("a:1")
     assert registry.pulls == [("a:1", False)] * pulls
-    assert salt.calls[-2][2] == {"model": "a:1", "status": "success", "completed": None, "total": None}
+    assert (salt.calls[-2][2]["operation"], salt.calls[-2][2]["status"]) == ("pull", "success")
     (_, tag, told) = salt.calls[-1]
     assert (tag, told["name"], told["phase"]) == (model_slots.PHASE, "a:1", "pull")
 
@@ -344,17 +396,17 @@ def master(pillar, checkout, tmp_path, monkeypatch):
     }
     asked: list[tuple] = []
 
-    def execute(hosts, function, **kwargs):
+    def execute(hosts, function, arg=(), **kwargs):
         asked.append((function, kwargs.get("kwarg")))
+        if isinstance(function, list):  # several at once
+            return {host: {name: answers[name] for name, _ in zip(function, arg, strict=True)} for host in hosts}
         return {host: answers[function] for host in hosts if answers[function] is not None}
 
     opts = {"pillar_roots": {"base": [str(tmp_path)]}, "file_roots": {"base": [str(checkout / "salt")]}}
     monkeypatch.setattr(runner, "__opts__", opts, raising=False)
     monkeypatch.setattr(runner, "__salt__", {"salt.execute": execute}, raising=False)
     monkeypatch.setattr(runner, "__context__", {}, raising=False)
-    monkeypatch.setattr(
-        runner.settings, "load", lambda _: pillar | {"selection": settings.selection([str(tmp_path)])}
-    )  # fmt: skip
+    monkeypatch.setattr(runner.settings, "load", lambda _: pillar | {"selection": settings.selection([str(tmp_path)])})
     monkeypatch.setattr(runner.measure_progress, "shown", lambda _: contextlib.nullcontext())
     file = tmp_path / settings.SELECTION_FILE
     return types.SimpleNamespace(answers=answers, asked=asked, file=file, reports=tmp_path / "reports")

@@ -11,6 +11,7 @@ import pytest
 
 from _runners import benchmark as runner
 from aiplatform import report_files, settings
+from aiplatform.errors import PlatformError
 
 FIRST, SECOND = "20260101T000000", "20260102T000000"
 
@@ -23,11 +24,15 @@ def master(checkout, tmp_path, monkeypatch):
     )
     pillar["benchmark"]["report_dir"] = str(tmp_path / "reports")
     master = types.SimpleNamespace(rows=[], asked=[], reports=tmp_path / "reports", now=datetime.now(UTC))
+    master.selection = tmp_path / settings.SELECTION_FILE
     state = {"x": {"result": True, "changes": {}, "comment": "", "__id__": "x", "name": "x"}}
 
-    def execute(hosts, function, **kwargs):
+    def execute(hosts, function, arg=(), **kwargs):
         master.asked.append((function, kwargs.get("kwarg")))
         answers = {"benchmark.results": {"models": master.rows, "skipped": {}}, "state.apply": state}
+        if isinstance(function, list):  # several at once
+            assert len(arg) == len(function)
+            return {host: {name: answers[name] for name in function} for host in hosts}
         return {host: answers.get(function, {}) for host in hosts}
 
     def measure(when: str, **speeds: float) -> dict:
@@ -85,6 +90,30 @@ def test_history_has_each_measurement_and_its_drift(master):
     assert answer["a:1"]["points"][1]["drift"] == {}
     assert answer["b:1"]["points"][1]["drift"]["tokens_per_second"] == 5.0
     assert runner.history("b:1").keys() == {"b:1"}
+
+
+@pytest.mark.parametrize("content", ["{", '{"format": 0}'])
+def test_an_earlier_run_that_cannot_be_read_is_named_and_left_out(master, caplog, content):
+    master.measure(FIRST, a=20.0)
+    (master.reports / f"benchmark_{FIRST}.json").write_text(content)
+    assert runner.history() == {}
+    answer = master.measure(SECOND, a=25.0)
+    assert answer["changes"]
+    assert f"benchmark_{FIRST}.json" in caplog.text
+    points = runner.report()["data"]["history"]["a:1"]
+    assert [point["run"] for point in points] == ["2026-01-02T00:00:00+00:00"]
+
+
+def test_a_choice_whose_report_fails_is_not_made(master, monkeypatch):
+    def full(*_):
+        raise PlatformError("The report cannot be written")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(report_files, "write", full)
+        assert master.measure(FIRST, a=20.0)["comment"] == "The report cannot be written"
+    assert not master.selection.exists()
+    assert runner.choose()["changes"]["slot1_general"] == {"old": None, "new": "a:1"}
+    assert len(list(master.reports.glob("*.json"))) == 1
 
 
 def test_the_last_two_runs_are_compared_or_those_that_are_named(master):

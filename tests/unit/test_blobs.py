@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ import os
 import pytest
 
 from aiplatform.blobs import Blobs
-from aiplatform.errors import NotFoundError
+from aiplatform.errors import NotFoundError, PlatformError
 
 
 def put(blobs: Blobs, name: str, content: bytes) -> str:
@@ -101,3 +102,23 @@ def test_no_name_changes_where_one_of_the_staged_is_gone(blobs):
     with pytest.raises(NotFoundError, match="coder-rotate cannot be given its model"):
         blobs.take_places({"slot-5:next": "slot-5", "coder-rotate:next": "coder-rotate"})
     assert before in blobs.layers("slot-5")
+
+
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EROFS])
+def test_no_name_changes_where_one_of_them_cannot_be_written(blobs, monkeypatch, tmp_path, fault):
+    for name in ("slot-5", "coder-rotate"):
+        put(blobs, name, b"old")
+        put(blobs, f"{name}:next", b"new")
+    before, copied = blobs.layers("slot-5"), []
+
+    def copy2(source, target):
+        copied.append(source)
+        if len(copied) == 2:
+            raise OSError(fault, os.strerror(fault), str(target))
+        target.write_bytes(source.read_bytes())
+
+    monkeypatch.setattr("aiplatform.blobs.shutil.copy2", copy2)
+    with pytest.raises(PlatformError, match=f"cannot be given their model.*{os.strerror(fault)}"):
+        blobs.take_places({"slot-5:next": "slot-5", "coder-rotate:next": "coder-rotate"})
+    assert blobs.layers("slot-5") == blobs.layers("coder-rotate") == before
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["blobs", "manifests"]

@@ -120,6 +120,20 @@ def test_an_upgrade_keeps_the_environment_before_and_removes_older_ones(tmp_path
     assert [folder.exists() for folder in folders] == [False, True, True]
 
 
+def test_an_upgrade_leaves_what_is_not_an_environment_of_its_own(tmp_path, python, lock):
+    path = tmp_path / "opt" / "salt"
+    theirs = [path.with_name(f"salt-{name}") for name in ("formulas", "0123456789ab", "backup")]
+    for folder in theirs:
+        folder.mkdir(parents=True)
+    (theirs[2] / venv.STAMP).touch()
+    theirs.append(path.with_name("salt-x.tgz"))
+    theirs[3].touch()
+    for version in ("1.0", "1.1"):
+        lock.write_text(LOCK.replace("alpha==1.0", f"alpha=={version}"))
+        module.install(str(path), str(lock), python)
+    assert all(one.exists() for one in theirs)
+
+
 def test_a_plain_folder_is_moved_aside(tmp_path, python, lock):
     path = tmp_path / "opt" / "salt"
     (path / "bin").mkdir(parents=True)

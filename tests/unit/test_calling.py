@@ -6,6 +6,7 @@ import json
 import logging
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from werkzeug import Response
@@ -137,10 +138,84 @@ def test_pieces_come_as_they_are_made(httpserver, chunked, caller):
     assert 'outcome="ok"' in caller.metrics.text()
 
 
+def test_leaving_a_stream_closes_its_connection():
+    """That is how Ollama learns that nobody waits for the answer any more."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        pieces = calling.Caller(ollama.Client(f"http://127.0.0.1:{server.getsockname()[1]}")).stream("m", "hi")
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(next, pieces)
+            peer, _ = server.accept()
+            with peer:
+                peer.settimeout(5)
+                peer.sendall(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n12\r\n{"response": "a"}\n\r\n')
+                assert first.result() == "a"
+                pieces.close()
+                while peer.recv(65536):  # the request, and then the end
+                    pass
+
+
+def test_a_stream_that_is_left_is_counted_and_logged(httpserver, caller, caplog):
+    caplog.set_level(logging.INFO)
+    answers(httpserver, GOOD)
+    pieces = caller.stream("m", "hi")
+    assert next(pieces) == "a"
+    pieces.close()
+    assert 'ollama_calls_total{model="m",operation="generate",outcome="cancelled"} 1.0' in caller.metrics.text()
+    assert "cancelled: model=m" in caplog.text
+    assert "response_length=1 " in caplog.text
+
+
 def test_a_model_that_is_missing_has_a_substitute(httpserver, client):
     seen = answers(httpserver, (404, '{"error": "model \'m\' not found"}'), GOOD)
     answer = calling.Caller(client, retries=QUICKLY, fallback="small").generate("m", "hi")
     assert (answer.model, [body["model"] for body in seen]) == ("small", ["m", "small"])
+
+
+def test_a_stream_is_tried_again_up_to_its_first_piece(httpserver, caller):
+    seen = answers(httpserver, (503, "{}"), (500, '{"error": "llama runner has terminated"}'), GOOD)
+    assert list(caller.stream("m", "hi")) == ["a", "b"]
+    assert len(seen) == 3
+
+
+def test_a_stream_is_not_tried_again_after_its_first_piece(httpserver, caller):
+    seen = answers(httpserver, lines({"response": "a"}, {"error": "llama runner process has terminated"}))
+    pieces = caller.stream("m", "hi")
+    assert next(pieces) == "a"
+    with pytest.raises(ollama.OllamaError):
+        next(pieces)
+    assert len(seen) == 1
+
+
+def test_a_stream_has_a_substitute_and_counts_as_its(httpserver, client):
+    answers(httpserver, (404, '{"error": "model \'m\' not found"}'), GOOD)
+    caller = calling.Caller(client, retries=QUICKLY, fallback="small")
+    assert "".join(caller.stream("m", "hi")) == "ab"
+    assert 'ollama_calls_total{model="small",operation="generate",outcome="ok"} 1.0' in caller.metrics.text()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda caller: list(caller.stream("m", "hi", deadline=0.4)),
+        lambda caller: caller.count("hi", "m", deadline=0.4),
+        lambda caller: caller.fit("hi" * 100, "m", 10, deadline=0.4),
+    ],
+)
+def test_a_deadline_holds_for_streams_and_counts(silent, call):
+    begin = time.monotonic()
+    with pytest.raises(ollama.Timeout):
+        call(calling.Caller(silent, retries=QUICKLY))
+    assert time.monotonic() - begin < 2
+
+
+def test_a_count_is_tried_again_and_counted(httpserver, caller):
+    good = lines({"response": "x", "done": True, "prompt_eval_count": 7})
+    answers(httpserver, (503, "{}"), good, (404, '{"error": "model \'m\' not found"}'))
+    assert caller.count("hi", "m") == 7
+    with pytest.raises(ollama.ModelNotFound):
+        caller.count("hi", "m")
+    for outcome in ("ok", "ModelNotFound"):
+        assert f'ollama_calls_total{{model="m",operation="count",outcome="{outcome}"}} 1.0' in caller.metrics.text()
 
 
 def test_nothing_comes_back_where_the_caller_goes_on_without(httpserver, caller, caplog):

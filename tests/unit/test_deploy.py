@@ -169,11 +169,21 @@ def test_its_oldest_phase_is_the_age_of_a_record(record, clock):
     assert record.done(SCOPE) == {}
 
 
-def test_a_complete_deploy_is_forgotten(record, clock):
+def test_a_failed_deploy_is_forgotten_when_one_went_well(record, clock):
     record.failed(SCOPE, {"preflight": clock[0]})
-    record.clear()
-    record.clear()
+    assert not record.begun()
+    assert record.done(SCOPE) == {"preflight": clock[0]}
+    record.succeeded()
     assert record.done(SCOPE) == {}
+    assert record.complete()
+
+
+def test_that_a_deploy_went_well_is_forgotten_while_the_next_is_under_way(record):
+    record.succeeded()
+    assert record.begun()
+    assert not record.complete()
+    assert not record.begun()
+    record.forget()
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"inputs": "inputs", "limit": [], "done": ["preflight"]}'])

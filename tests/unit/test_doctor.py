@@ -9,7 +9,7 @@ import pytest
 from werkzeug import Response
 
 from _modules import ollama_doctor as module
-from aiplatform import doctor, examination, settings
+from aiplatform import cgroups, doctor, examination, settings
 from aiplatform.doctor import Answer
 from aiplatform.ollama_places import Place
 from tests.conftest import CHECKOUT
@@ -79,6 +79,8 @@ def test_memory_is_what_the_largest_model_needs(free, killed, needed, ok):
         (True, ["nvidia"], True, [{"size_vram": 5}], True),
         ("auto", ["nvidia"], True, [{"size_vram": 0}], False),
         (False, ["nvidia"], False, [{"size_vram": 0}], True),
+        (True, ["nvidia"], False, [], False),
+        ("auto", ["nvidia"], False, [], False),  # made before the driver
     ],
 )
 def test_a_gpu_that_is_wanted_has_to_be_used(wanted, drivers, given, loaded, ok):
@@ -143,7 +145,6 @@ def configure_loader_modules(httpserver, tmp_path):
         "platform_container.answers": lambda: False,
         "ollama.store": lambda instance: str(tmp_path),
         "gpu.found": list,
-        "gpu.used": lambda: False,
     }
     return {module: {"__pillar__": merged, "__salt__": functions, "__context__": {}}}
 
@@ -201,13 +202,82 @@ class TestExamination:
         monkeypatch.setitem(module.__pillar__, "slots", {1: {"instance": "main"}})
         assert memory()["ok"]
 
+    @pytest.mark.parametrize(
+        ("drivers", "private", "ok"),
+        [([], "yes", True), (["nvidia"], "yes", False), (["nvidia"], "no", True), (["amd"], "yes", False)],
+    )
+    def test_a_unit_of_before_its_driver_is_a_finding(self, server, monkeypatch, drivers, private, ok):
+        shown = {"ActiveState": "active", "MainPID": "0", "PrivateDevices": private}
+        monkeypatch.setitem(module.__salt__, "service.show", lambda unit: shown)
+        monkeypatch.setitem(module.__salt__, "gpu.found", lambda: drivers)
+        row = module.doctor(out="json")["entries"][4]
+        assert (row["check"], row["ok"]) == ("GPU not detected", ok)
+
+    @pytest.mark.parametrize(
+        ("drivers", "requests", "ok"), [(["nvidia"], None, False), (["nvidia"], [{}], True), (["amd"], None, True)]
+    )
+    def test_a_container_of_before_its_driver_is_a_finding(self, monkeypatch, drivers, requests, ok):
+        """AMD's devices are none that Docker is asked for."""
+        functions = {
+            "gpu.found": lambda: drivers,
+            "ollama_container.profiles": lambda: {"local": {"gpu": "auto"}},
+            "platform_container.inspect": lambda name: {"HostConfig": {"DeviceRequests": requests}},
+        }
+        made = examination.Examination(DOCKER, {}, functions, "", 1)
+        monkeypatch.setattr(made, "loaded", [])
+        assert made.gpu().ok is ok
+
+    @pytest.mark.parametrize("let_in", [True, False])
+    def test_natively_what_the_firewall_says_of_containers_counts(self, server, monkeypatch, let_in):
+        """The host reaches its own address by loopback, which the firewall never closes."""
+        network = {"IPAM": {"Config": [{"Gateway": "127.0.0.1", "Subnet": "172.20.0.0/16"}]}}
+        asked = Mock(return_value=let_in)
+        functions = {
+            "platform_container.answers": lambda: True,
+            "platform_container.network": lambda name: network,
+            "platform_firewall.lets_containers_in": asked,
+        }
+        for name, function in functions.items():
+            monkeypatch.setitem(module.__salt__, name, function)
+        row = module.doctor(out="json")["entries"][1]
+        asked.assert_called_once_with("ollama-main", "172.20.0.0/16")
+        assert row["ok"] is let_in
+        assert ("does not let" in row["actual"]) is not let_in
+        for setting in ("services.ollama.reach", "ollama.api_host"):
+            assert setting in row["hint"]
+
+    def test_a_limit_of_the_unit_counts_though_the_host_has_more(self, server, monkeypatch):
+        server.clear_all_handlers()
+        server.expect_request("/api/tags").respond_with_json({"models": [{"name": "m:1", "size": 5 * GIB}]})
+        monkeypatch.setitem(module.__salt__, "service.show", lambda unit: {"MainPID": "1"})
+        monkeypatch.setattr(examination.cgroups, "counter", lambda pid, file, name: 0)
+        monkeypatch.setattr(examination.cgroups, "limits", lambda pid: cgroups.Limits(memory=1200 << 20))
+        monkeypatch.setattr(examination.cgroups, "memory_left", lambda pid: 1024 << 20)
+        monkeypatch.setattr(examination.footprint, "available", lambda: 20 * GIB)
+        told = module.doctor(out="json")
+        row = next(row for row in told["entries"] if row["check"] == "out of memory")
+        assert row["ok"] is False
+        assert "1.0 GiB free, limit 1.2 GiB" in row["actual"]
+        assert "ollama.memory_max_mib" in row["hint"]
+
     def test_where_nothing_answers_every_entry_still_does(self):
         text = module.doctor(patience=1)
         assert text.count("measured:") == 9
         assert "FINDING refused from the host" in text
         assert "systemctl status ollama.service" in text
         assert "FINDING duplicates" in text
+        assert text.count("commands:") == 9
+        duplicates = text[text.index("FINDING duplicates") :]
+        assert "systemctl status ollama.service; journalctl --unit ollama.service --lines 100" in duplicates
         assert module.__context__["retcode"] == 1
+
+    def test_an_empty_store_has_no_duplicates(self, server):
+        server.clear_all_handlers()
+        server.expect_request("/api/version").respond_with_json({"version": "1.0.0"})
+        server.expect_request("/api/tags").respond_with_json({"models": []})
+        server.expect_request("/api/ps").respond_with_json({"models": []})
+        row = module.doctor(patience=1, out="json")["entries"][-1]
+        assert (row["check"], row["ok"], row["actual"]) == ("duplicates", True, "0 models, 0 different weights")
 
     def test_a_model_that_is_named_and_not_there_is_a_finding(self, server):
         server.clear_all_handlers()

@@ -158,6 +158,28 @@ def test_what_is_open_to_all_is_forwarded_from_anywhere():
     assert forwarded(443, host="nginx_proxy", dnat=False) == "drop"
 
 
+@pytest.mark.parametrize(
+    ("reach", "bridges", "expected"),
+    [
+        (["master", "containers"], ["docker0", "br-*"], True),
+        (["master", "containers"], ["docker0"], False),  # named one by one, and not this one
+        (["master", "10.0.0.0/24"], ["br-*"], False),
+        (["172.16.0.0/12"], [], True),
+        (["fd00::/8"], [], False),
+        (["any"], [], True),
+    ],
+)
+def test_whether_a_service_is_open_to_its_hosts_containers(reach, bridges, expected):
+    settings = copy.deepcopy(SETTINGS)
+    settings["services"]["ollama"]["reach"] = reach
+    settings["firewall"]["container_interfaces"] = bridges
+    assert firewall.lets_containers_in(settings, "ai_server", "ollama-node1", "172.20.0.0/16") is expected
+
+
+def test_what_the_firewall_has_no_rule_about_is_open_to_containers():
+    assert firewall.lets_containers_in(SETTINGS, "stranger", "ollama-node1", "172.20.0.0/16")
+
+
 def test_without_a_masters_address_the_master_is_not_let_in():
     settings = copy.deepcopy(SETTINGS)
     settings["platform"]["master"]["address"] = None

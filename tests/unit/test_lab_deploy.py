@@ -76,6 +76,16 @@ def test_an_accepted_key_stays(master):
     assert not accepted(commands)
 
 
+def test_a_host_that_takes_no_files_is_named(monkeypatch, tmp_path):
+    docker = tmp_path / "docker"
+    docker.write_text("#!/bin/sh\nexec sleep 60\n")
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(deploy, "PIPE_SECONDS", 0.05)
+    with pytest.raises(LabError, match=f"{MINIONS[0].name}: files were not written to / in"):
+        deploy.pipe(MINIONS[0], b"", "/")
+
+
 def sums_of(files: dict[str, bytes]) -> str:
     return "".join(f"{hashlib.sha256(text).hexdigest()}  {name}\n" for name, text in files.items())
 

@@ -66,6 +66,17 @@ def test_the_engine_that_the_lab_started_is_stopped(monkeypatch, engine):
     assert not machine.pid_file().exists()
 
 
+def test_an_engine_that_does_not_stop_is_said_and_stays_the_labs(monkeypatch, engine):
+    monkeypatch.setattr(machine, "docker", lambda *_argv: "")
+    monkeypatch.setattr(machine, "ENGINE_WAIT", 0)
+    machine.pid_file().write_text(str(engine.pid))
+    with monkeypatch.context() as patch:
+        patch.setattr(machine.os, "kill", lambda *_args: None)
+        with pytest.raises(LabError, match=f"process {engine.pid}.*still runs"):
+            machine.stop_engine()
+    assert machine.own_engine() == engine.pid
+
+
 def test_an_engine_of_somebody_else_is_left_running(engine):
     assert "left running" in machine.stop_engine()
     assert engine.poll() is None

@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from pytest_httpserver import HTTPServer
 from werkzeug import Response
 
 from aiplatform import load_test, ollama
@@ -55,23 +56,25 @@ def test_a_test_in_which_nothing_was_answered_has_figures_too():
     assert "whole answer  -" in load_test.text(result)
 
 
-def test_as_many_requests_as_asked_for_and_no_more_at_once(httpserver, chunked):
-    guard, now, most = threading.Lock(), [0], [0]
+def test_as_many_requests_as_asked_for_and_no_more_at_once(chunked):
+    """Each answer waits for two others: by fewer at once none would be given."""
+    guard, together, now, most = threading.Lock(), threading.Barrier(3, timeout=5), [0], [0]
 
     def handler(_):
         with guard:
             now[0] += 1
             most[0] = max(most[0], now[0])
-        time.sleep(0.02)
+        together.wait()
         with guard:
             now[0] -= 1
         return Response(ANSWER)
 
-    httpserver.expect_request("/api/generate").respond_with_handler(handler)
-    url = httpserver.url_for("")
-    result = load_test.run(lambda: ollama.Client(url), load_test.Plan("m", count=7, concurrency=3))
-    assert (result["succeeded"], result["retcode"], len(httpserver.log)) == (7, 0, 7)
-    assert most[0] <= 3
+    with HTTPServer(threaded=True) as server:
+        server.expect_request("/api/generate").respond_with_handler(handler)
+        url = server.url_for("")
+        result = load_test.run(lambda: ollama.Client(url), load_test.Plan("m", count=9, concurrency=3))
+        assert (result["succeeded"], result["retcode"], len(server.log)) == (9, 0, 9)
+    assert most[0] == 3
     assert result["tokens_per_second"] > 0
 
 

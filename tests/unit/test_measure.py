@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
-import yaml
 
 from aiplatform import measure, measure_model, measure_run
 from aiplatform.errors import PlatformError
 from aiplatform.measure import Installed, Task
-from aiplatform.measure_code import Verdict
-from aiplatform.measure_memory import Roofline
 from aiplatform.measure_model import Job
-from aiplatform.ollama import Chunk, InstanceDown, OllamaError
+from aiplatform.ollama import InstanceDown
+from tests.unit.measured import CONDITIONS, Fake, one_job, one_pass, the_suite
 
-CONDITIONS = {"suite": "s", "ollama_version": "0", "hardware": "h", "num_ctx": 1024, "num_thread": 2}
 SLOTS = {
     1: {"instance": "node1", "kind": "general"},
     3: {"instance": "node0", "kind": "coding"},
@@ -27,13 +22,12 @@ SLOTS = {
 
 @pytest.fixture
 def settings(checkout):
-    found = yaml.safe_load((checkout / "salt/benchmark/defaults.yaml").read_text())["benchmark"]
-    return found | {"repeats": 1}
+    return one_pass(checkout)
 
 
 @pytest.fixture
 def suite(checkout):
-    return yaml.safe_load((checkout / "benchmarks/models/suite.yaml").read_text())
+    return the_suite(checkout)
 
 
 @pytest.fixture
@@ -152,42 +146,9 @@ def test_a_score_by_execution_needs_an_execution(pillar):
 # -- one model ----------------------------------------------------------------------------------------------------
 
 
-class Fake:
-    """An instance that answers from a table; counts what it is asked."""
-
-    def __init__(self, answers=None, broken=(), load_error=None):
-        self.answers = answers or {}
-        self.broken = broken
-        self.load_error = load_error
-        self.asked: list[str] = []
-        self.calls: list[str] = []
-        self.options: list[dict] = []
-
-    def health(self):
-        return True
-
-    def load(self, model, *, options, keep_alive, limits):
-        self.calls.append(f"load {model}")
-        self.options.append(dict(options))
-        if self.load_error:
-            raise OllamaError(self.load_error)
-
-    def unload(self, model, **_):
-        self.calls.append(f"unload {model}")
-
-    def generate(self, model, prompt, *, limits, **fields):
-        self.asked.append(prompt)
-        self.options.append(fields["options"])
-        if any(word in prompt for word in self.broken):
-            raise OllamaError("no")
-        yield Chunk(0.2, {"response": self.answers.get(prompt, "text")})
-        yield Chunk(0.3, {"response": "", "done": True, "eval_count": 10, "eval_duration": 1_000_000_000})
-
-
 @pytest.fixture
 def job(suite, settings):
-    task = Task("m:1", "node1", 10**9, "a" * 64)
-    return Job(task, suite, settings, CONDITIONS, {"num_ctx": 1024, "num_thread": 2})
+    return one_job(suite, settings)
 
 
 def test_a_record_has_all_figures_and_conditions(job):
@@ -247,6 +208,20 @@ def test_an_interrupted_run_goes_on(job):
     assert len(found["samples"]) == 7
 
 
+def test_a_model_does_not_stay_loaded_whatever_ends_its_measurement(job):
+    def full(_):
+        raise OSError("no space left on device")
+
+    fake = Fake()
+    with pytest.raises(OSError, match="no space"):
+        measure_model.run(fake, job, None, full)
+    assert fake.calls == ["load m:1", "unload m:1"]
+    # Nobody unloads after a run that is killed.
+    assert 0 < fake.keep_alive < 3600
+    # One that still answers what has timed out takes its time to go.
+    assert fake.patience == job.settings["load_timeout"]
+
+
 def test_leftovers_of_other_conditions_do_not_count(job):
     old = {"model": "m:1", "instance": "node1", **CONDITIONS, "suite": "old", "samples": {"latency": {"ttft_ms": 1}}}
     assert measure_model.run(Fake(), job, old, lambda _: None)["ttft_ms"] == 200.0
@@ -255,7 +230,7 @@ def test_leftovers_of_other_conditions_do_not_count(job):
 def test_a_model_that_cannot_be_loaded_is_reported(job):
     fake = Fake(load_error="requires more memory")
     found = measure_model.run(fake, job, None, lambda _: None)
-    assert found["failed"] == "cannot be loaded: requires more memory"
+    assert found["failed"].startswith("cannot be loaded: requires more memory")
     assert (found["tokens_per_second"], found["ttft_ms"], found["coding_quality"]) == (0.0, 9999.0, 0.0)
     assert fake.asked == []
 
@@ -265,156 +240,6 @@ def test_rows_have_no_answers(job):
     row = measure.row(found, job.settings)
     assert not row.keys() & {"samples", "kind", "executed", "wall_s", "model_s"}
     assert measure.complete({"a": found, "b": {"model": "x", "samples": {}}}, job.settings) == [row]
-
-
-# -- passes over the suite ----------------------------------------------------------------------------------------
-
-
-class Slowing(Fake):
-    """An instance whose rate falls with each answer."""
-
-    def generate(self, model, prompt, **more):
-        for chunk in super().generate(model, prompt, **more):
-            if chunk.data.get("done"):
-                chunk.data["eval_duration"] = 1_000_000_000 + 10_000_000 * len(self.asked)
-            yield chunk
-
-
-def test_each_pass_asks_everything_and_the_median_counts(job):
-    job.settings["repeats"] = 3
-    fake = Slowing()
-    found = measure_model.run(fake, job, None, lambda _: None)
-    assert len(found["samples"]) == 21
-    assert list(found["samples"])[7:9] == ["latency 2", "code_gen 2"]
-    rates = [one["tokens_per_second"] for one in found["repeats"]]
-    assert rates == sorted(rates, reverse=True)
-    assert found["tokens_per_second"] == rates[1]
-    assert found["spread"]["tokens_per_second"] == [rates[2], rates[0]]
-    assert fake.calls == ["load m:1", "unload m:1"]
-    assert len(found["prompts"]["debug"]["tokens_per_second"]) == 3
-
-
-def test_more_passes_go_on_from_the_ones_that_are_there(job):
-    first = measure_model.run(Fake(), job, None, lambda _: None)
-    job.settings["repeats"] = 2
-    fake = Fake()
-    found = measure_model.run(fake, job, first, lambda _: None)
-    assert len([prompt for prompt in fake.asked if prompt == "Hi"]) == 3
-    assert len(found["repeats"]) == 2
-    job.settings["fresh"] = True
-    fake = Fake()
-    measure_model.run(fake, job, found, lambda _: None)
-    assert fake.asked.count("Hi") == 6
-
-
-def test_nothing_left_to_ask_loads_nothing(job):
-    first = measure_model.run(Fake(), job, None, lambda _: None)
-    fake = Fake()
-    again = measure_model.run(fake, job, first, lambda _: None)
-    assert fake.calls == []
-    assert {key: again[key] for key in ("tokens_per_second", "ttft_ms", "overhead")} == {
-        key: first[key] for key in ("tokens_per_second", "ttft_ms", "overhead")
-    }  # fmt: skip
-
-
-# -- a disturbed host ---------------------------------------------------------------------------------------------
-
-
-def watched(job, *findings) -> Job:
-    """The job on a host that is disturbed so during its first tests; afterwards it is quiet."""
-    left = list(findings)
-    watch = SimpleNamespace(disturbances=lambda: left.pop(0) if left else {})
-    return measure_model.replace(job, watching=lambda: nullcontext(watch))
-
-
-def test_a_disturbed_test_is_made_again(job):
-    fake = Fake()
-    found = measure_model.run(fake, watched(job, {"steal": 2.0}), None, lambda _: None)
-    assert fake.asked.count("Hi") == 6
-    assert (found["disturbed"], found["repeated"]) == ({}, 1)
-    assert found["samples"]["latency"]["attempts"] == 2
-
-
-def test_a_host_that_stays_disturbed_ends_the_repeating_and_is_noted(job):
-    job.settings["disturbance"] = job.settings["disturbance"] | {"repeats": 2}
-    fake = Fake()
-    quiet = watched(job, {}, {"much steal": 3.0}, {"little steal": 1.5}, {"more steal": 2.0})
-    found = measure_model.run(fake, quiet, None, lambda _: None)
-    first = job.suite["prompts"]["code_gen"]["prompt"]
-    assert fake.asked.count(first) == 3
-    assert (first, first) not in pairwise(fake.asked)
-    assert (found["disturbed"], found["repeated"]) == ({"code_gen": "little steal"}, 1)
-
-
-def test_a_prompt_that_fails_is_not_asked_again_for_a_disturbance(job):
-    fake = Fake(broken=["apples"])
-    measure_model.run(fake, watched(job, *[{}] * 6, {"steal": 9.0}), None, lambda _: None)
-    assert len([prompt for prompt in fake.asked if "apples" in prompt]) == 1
-
-
-# -- code and memory ----------------------------------------------------------------------------------------------
-
-
-def test_code_is_executed_once_for_each_answer_and_scored_as_asked(job):
-    job.settings["repeats"] = 2
-    runs = []
-
-    def execute(tests, text):
-        runs.append(tests["function"])
-        return Verdict(tests["function"] == "merge_sort", "" if tests["function"] == "merge_sort" else "wrong")
-
-    found = measure_model.run(Fake(), measure_model.replace(job, execute=execute), None, lambda _: None)
-    assert runs == ["merge_sort", "average_positive", "paid_totals"]
-    assert found["coding_quality_execution"] == pytest.approx(1 / 3)
-    assert found["passed"] == {"code_gen": True, "debug": False, "refactor": False, "code_gen 2": True,
-                               "debug 2": False, "refactor 2": False}  # fmt: skip
-    assert measure.row(found, job.settings)["coding_quality"] == found["coding_quality_markers"] == 0.0
-    executed = measure.row(found, job.settings | {"scoring": "execution"})
-    assert executed["coding_quality"] == pytest.approx(1 / 3)
-    assert [one["coding_quality"] for one in executed["repeats"]] == [pytest.approx(1 / 3)] * 2
-
-
-def test_answers_that_are_kept_are_executed_without_asking_again(job):
-    first = measure_model.run(Fake(), job, None, lambda _: None)
-    assert first["coding_quality_execution"] is None
-    assert "execution_note" not in first
-    fake = Fake()
-    executing = measure_model.replace(job, execute=lambda tests, text: Verdict(True))
-    assert measure_model.run(fake, executing, first, lambda _: None)["coding_quality_execution"] == 1.0
-    assert fake.calls == []
-
-
-def test_running_the_code_has_a_figure_of_its_own(job, monkeypatch):
-    """Its seconds show, add up over runs, and are no part of the benchmark's own work."""
-    plain = measure_model.run(Fake(), job, None, lambda _: None)
-    assert "execution_s" not in measure.row(plain, job.settings)
-    clock = [0.0]
-
-    def execute(tests, text):
-        clock[0] += 2
-        return Verdict(True)
-
-    monkeypatch.setattr(measure_model.time, "monotonic", lambda: clock[0])
-    executing = measure_model.replace(job, execute=execute)
-    found = measure_model.run(Fake(), executing, plain, lambda _: None)
-    assert measure.row(found, job.settings)["execution_s"] == 6
-    assert found["overhead"] == plain["overhead"]
-    # What has its verdict is not run again, and keeps its seconds.
-    again = measure_model.run(Fake(), executing, found, lambda _: None)
-    assert (again["execution_s"], clock[0]) == (6, 6)
-
-
-def test_why_no_code_was_run_is_noted(job):
-    silent = measure_model.replace(job, execution_note="this host is not run by systemd")
-    found = measure_model.run(Fake(), silent, None, lambda _: None)
-    assert measure.row(found, job.settings)["execution_note"] == "this host is not run by systemd"
-
-
-def test_a_rate_is_shown_as_a_share_of_what_memory_allows(job):
-    roofed = measure_model.replace(job, roofline=Roofline(20.0, 10**9, ""))
-    found = measure_model.run(Fake(), roofed, None, lambda _: None)
-    assert found["roofline"] == {"gigabytes_per_second": 20.0, "bytes_per_token": 10**9, "note": ""}
-    assert found["roofline_share"] == 0.5
 
 
 # -- a run --------------------------------------------------------------------------------------------------------
@@ -481,3 +306,29 @@ def test_what_stops_a_thread_is_raised_and_the_rest_is_kept(suite, settings):
     with pytest.raises(InstanceDown):
         run.measure([Task("a:1", "node1", 1, "a"), Task("b:1", "node1", 1, "b")], {}, SLOTS)
     assert "measured_at" in kept["a:1"]
+
+
+def test_what_stops_one_instance_is_told_when_the_other_has_unloaded_too(suite, settings):
+    loaded = threading.Event()
+
+    class Dies(Fake):
+        def generate(self, model, prompt, **more):
+            assert loaded.wait(5)
+            raise InstanceDown("gone")
+
+        def health(self):
+            return False
+
+    class Answers(Fake):
+        def generate(self, model, prompt, **more):
+            loaded.set()
+            assert run._stop.wait(5)
+            yield from super().generate(model, prompt, **more)
+
+    fakes = {"node1": Dies(), "node0": Answers()}
+    tasks = [Task("g:1", "node1", 1, "a"), Task("x-coder:1", "node0", 1, "b"), Task("y-coder:1", "node0", 1, "c")]
+    run = make_run(fakes, suite, settings)
+    with pytest.raises(InstanceDown):
+        run.measure(tasks, {}, SLOTS)
+    assert fakes["node0"].calls == ["load x-coder:1", "unload x-coder:1"]
+    assert len(fakes["node0"].asked) == 1

@@ -112,6 +112,14 @@ def test_a_timeout_is_a_failed_sample():
     sample = measure_answer.ask(Answers(Timeout("Not complete after 0.3 s")), "m:1", "Hi", {}, 0.3)
     assert (sample.text, sample.tokens_per_second, sample.ttft_ms) == (None, 0.0, None)
     assert "0.3 s" in sample.error
+    assert sample.timed_out_s == 0.3
+
+
+def test_a_refusal_took_the_time_that_it_took(monkeypatch):
+    now = iter([100.0, 100.5])
+    monkeypatch.setattr(measure_answer.time, "monotonic", lambda: next(now))
+    sample = measure_answer.ask(Answers(OllamaError("no")), "m:1", "Hi", {}, 300)
+    assert (sample.model_s, sample.wall_s, sample.timed_out_s) == (0.5, 0.5, None)
 
 
 def test_a_dead_instance_is_no_verdict_on_the_model():

@@ -28,8 +28,9 @@ def host(tmp_path):
         rows = [f"cpu{n} {a * TICKS:.0f} 0 0 0 0 0 0 {b * TICKS:.0f} 0 0" for n, (a, b) in spent.items()]
         write(proc / "stat", "\n".join(["cpu 9 9 9 9 9 9 9 9 0 0", *rows, "intr 1"]))
 
-    def process(pid, seconds, children=()):
-        write(proc / f"{pid}/stat", f"{pid} (a) b) S 1 1 1 0 -1 0 0 0 0 0 {seconds * TICKS:.0f} 0 0 0 20 0")
+    def process(pid, seconds, children=(), ended=0.0):
+        times = f"{seconds * TICKS:.0f} 0 {ended * TICKS:.0f} 0"
+        write(proc / f"{pid}/stat", f"{pid} (a) b) S 1 1 1 0 -1 0 0 0 0 0 {times} 20 0")
         write(proc / f"{pid}/task/{pid}/children", " ".join(map(str, children)))
 
     spend()
@@ -50,6 +51,40 @@ def test_the_servers_own_work_is_that_of_all_its_descendants(host):
     host.process(12, 4.0)
     host.process(13, 8.0)
     assert measure_host.family_seconds(10, host.proc) == 7.0
+
+
+def runner(host, pid, seconds, weights):
+    host.process(pid, seconds)
+    host.write(host.proc / f"{pid}/cmdline", f"ollama\0runner\0--model\0/models/blobs/sha256-{weights}\0--port\09\0")
+
+
+def test_another_models_runner_is_not_the_measured_ones(host):
+    host.process(10, 1.0, children=(11, 12))
+    runner(host, 11, 2.0, "aa")
+    runner(host, 12, 4.0, "bb")
+    assert measure_host.family_seconds(10, host.proc, "aa") == 3.0
+    assert measure_host.family_seconds(10, host.proc) == 7.0
+
+
+def test_a_client_of_another_model_disturbs(host, monkeypatch):
+    host.process(10, 0.0, children=(11, 12))
+    runner(host, 11, 0.0, "aa")
+    runner(host, 12, 0.0, "bb")
+
+    def work():
+        runner(host, 11, 16.0, "aa")
+        runner(host, 12, 4.0, "bb")
+        host.spend(busy=20.0)
+
+    told = {"other programs took 20% of the CPUs' time": pytest.approx(2.0)}
+    assert watch(host, monkeypatch, work, weights="aa") == told
+
+    def come_and_go():
+        host.process(10, 0.0, children=(11,), ended=4.0)
+        runner(host, 11, 32.0, "aa")
+        host.spend(busy=40.0)
+
+    assert watch(host, monkeypatch, come_and_go, weights="aa") == told
 
 
 def test_this_process_is_seen():
@@ -76,13 +111,14 @@ def test_shares_of_the_time(after, shares):
     assert measure_host.shares(reading(), after, 2) == pytest.approx(shares)
 
 
-def watch(host, monkeypatch, change, seconds=10.0) -> dict:
+def watch(host, monkeypatch, change, seconds=10.0, weights="") -> dict:
     """What is found where this happens on CPUs 0 and 1 in so many seconds."""
-    host.process(10, 0.0)
+    if not weights:
+        host.process(10, 0.0)
     now = [0.0]
     monkeypatch.setattr(measure_host.time, "monotonic", lambda: now[0])
     found = measure_host.Watch([0, 1], 10, LIMITS, host.proc, host.sysfs)
-    with found:
+    with found.over(weights):
         change()
         now[0] = seconds
     return found.disturbances()

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from aiplatform import measure_memory
+from aiplatform.errors import PlatformError
 from aiplatform.measure_memory import Roofline, bytes_per_token
 
 
@@ -74,3 +75,32 @@ def test_memory_is_read_at_a_speed_that_can_be(monkeypatch):
     before = os.sched_getaffinity(0)
     assert 0.3 < measure_memory.bandwidth(cpus, rounds=2) < 1000
     assert os.sched_getaffinity(0) == before
+
+
+def test_a_cpu_that_is_not_there_is_told_and_waited_for_by_nobody(monkeypatch):
+    monkeypatch.setattr(measure_memory, "CACHE_TIMES", 0)
+    here, nowhere = min(os.sched_getaffinity(0)), 100_000
+    with pytest.raises(PlatformError, match=r"where: CPU 100000; .*Invalid argument"):
+        measure_memory.bandwidth([here, nowhere], rounds=1)
+
+
+def test_memory_that_is_not_to_be_had_is_told(monkeypatch):
+    monkeypatch.setattr(measure_memory, "LEAST_BYTES", 1 << 62)
+    with pytest.raises(PlatformError, match="Cannot allocate memory"):
+        measure_memory.bandwidth(sorted(os.sched_getaffinity(0))[:1])
+
+
+def test_nobody_waits_for_ever_for_a_reader_that_hangs(monkeypatch):
+    monkeypatch.setattr(measure_memory, "ROUND_SECONDS", 0.01)
+    monkeypatch.setattr(measure_memory.os, "sched_setaffinity", lambda *_: None)
+    hangs = iter([False, True])
+
+    def rounds(size, rounds, meeting):
+        if next(hangs):
+            while not meeting.broken:
+                pass
+        meeting.wait()
+
+    monkeypatch.setattr(measure_memory, "_rounds", rounds)
+    with pytest.raises(PlatformError, match=r"where: CPU 0, CPU 1; .*a round took more than 0.01 s"):
+        measure_memory.bandwidth([0, 1])

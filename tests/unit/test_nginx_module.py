@@ -195,6 +195,25 @@ def test_a_new_and_a_changed_file_is_loaded_by_the_state(vault, monkeypatch, fil
     assert nginx.wanted() != before
 
 
+@pytest.mark.parametrize(
+    ("place", "state", "again"),
+    [
+        ("nginx.conf", "file_|-nginx-config_|-{}_|-managed", True),
+        ("tls/proxy.crt", "nginx_|-nginx-certificate_|-{}_|-certificate_valid", True),
+        ("lua", "file_|-nginx-lua_|-{}_|-recurse", True),
+        ("keys.json", "nginx_|-nginx-api-keys_|-{}_|-api_keys", False),
+    ],
+)
+def test_a_dry_run_knows_of_the_files_that_another_state_would_write(vault, monkeypatch, place, state, again):
+    vault.salt |= {f"nginx.{name}": getattr(nginx, name) for name in ("wanted", "reload", "context")}
+    vault.salt["nginx.loaded"] = nginx.wanted
+    row = {"result": None, "changes": {"diff": "another"}}
+    monkeypatch.setattr(states, "__running__", {state.format(vault.folder / place): row}, raising=False)
+    assert states.loaded("x")["changes"] == {}
+    monkeypatch.setattr(states, "__opts__", {"test": True})
+    assert bool(states.loaded("x")["changes"]) is again
+
+
 def test_a_damaged_drop_in_fails_the_state(vault):
     vault.salt |= {name: getattr(nginx, name.partition(".")[2]) for name in ("nginx.wanted", "nginx.reload")}
     before = nginx.wanted()

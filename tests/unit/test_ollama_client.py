@@ -231,7 +231,11 @@ def test_proxies_of_the_environment_are_not_used(httpserver, client, monkeypatch
         (404, "", ollama.BadReply),
         (500, "model requires more system memory (9 GiB) than is available (1 GiB)", ollama.OutOfMemory),
         (500, "llama runner process has terminated: signal: killed", ollama.OutOfMemory),
+        (500, "llama runner process has terminated: cudaMalloc failed: out of memory", ollama.OutOfMemory),
+        (500, "llama_model_load: error loading model: unable to allocate CPU buffer", ollama.OutOfMemory),
+        (500, "failed to allocate CUDA0 buffer of size 838447104", ollama.OutOfMemory),
         (500, "something else", ollama.ServerFailed),
+        (501, "this model does not support embeddings", ollama.RequestRefused),
         (503, "server busy, please try again", ollama.Busy),
         (400, 'time: missing unit in duration "-1"', ollama.RequestRefused),
         (403, "", ollama.RequestRefused),
@@ -270,6 +274,12 @@ def test_a_reply_that_is_no_ollamas(httpserver, client, reply):
     httpserver.expect_request("/api/version").respond_with_data(reply)
     with pytest.raises(ollama.BadReply, match="expected"):
         client.version()
+
+
+def test_a_refusal_nested_too_deeply_has_a_name(httpserver, client):
+    httpserver.expect_request("/api/show").respond_with_data("[" * 100_000, status=400)
+    with pytest.raises(ollama.RequestRefused):
+        client.show("m")
 
 
 @pytest.mark.parametrize("call", [lambda c: c.pull("m"), lambda c: c.generate("m", "p"), lambda c: c.create("m")])

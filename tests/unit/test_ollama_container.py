@@ -7,6 +7,8 @@ from unittest.mock import Mock
 import pytest
 
 from _modules import ollama_container as module
+from _modules import platform_container
+from _states import ollama as native_state
 from _states import ollama_container as state
 from aiplatform import (
     containers,
@@ -15,6 +17,7 @@ from aiplatform import (
     ollama,
     ollama_container,
     ollama_places,
+    port_holders,
     schema,
     services,
     settings,
@@ -155,6 +158,26 @@ def test_what_cannot_be_is_refused_by_its_key(written, key, words):
     assert words in told
 
 
+@pytest.mark.parametrize("where", ["environment", "container.environment", "profiles.local.environment"])
+@pytest.mark.parametrize(
+    "name",
+    ["OLLAMA_FLASH_ATTENTION", "OLLAMA_LOAD_TIMEOUT", "OLLAMA_NUM_CTX", "OLLAMA_PORT", "OLLAMA_NUM_THREADS", "HOME"],
+)
+def test_no_variable_is_ignored_wherever_it_is_written(where, name):
+    told = {name: "1"}
+    for key in reversed(where.split(".")):
+        told = {key: told}
+    (problem,) = problems(**told)
+    assert problem.startswith(f"ollama.{where}: is '{name}', expected ")
+
+
+def test_natively_the_variables_of_what_has_no_setting_there_are_allowed():
+    variables = {"OLLAMA_CONTEXT_LENGTH": "8192", "OLLAMA_ORIGINS": "https://a.example.com", "OLLAMA_DEBUG": "1"}
+    assert problems(mode="native", environment=variables) == []
+    refused = "\n".join(problems(container={"environment": variables}))
+    assert [name in refused for name in variables] == [True, True, False]
+
+
 def test_natively_the_profiles_are_nobodys_business():
     assert problems(mode="native", run=["lokal"]) == []
     assert ollama_container.rows(effective(mode="native")) == []
@@ -185,7 +208,12 @@ def test_urls_for_the_host_and_for_containers():
 def configure_loader_modules():
     pillar = effective(profiles={"local": {"models": ["a:1", "B:1"], "pull_timeout": 5}})
     return {
-        module: {"__pillar__": pillar, "__salt__": {}, "__grains__": {"num_cpus": 2}},
+        module: {
+            "__pillar__": pillar,
+            "__salt__": {"event.send": Mock()},
+            "__opts__": {"file_client": "remote"},
+            "__grains__": {"num_cpus": 2},
+        },
         state: {"__salt__": {}, "__opts__": {"test": False}},
     }
 
@@ -195,6 +223,34 @@ def server(httpserver, monkeypatch):
     """A programmed Ollama behind the profile."""
     monkeypatch.setattr(module.described, "host_url", lambda row: httpserver.url_for("").rstrip("/"))
     return httpserver
+
+
+@pytest.mark.usefixtures("configure_loader_modules")
+class TestReadiness:
+    @pytest.mark.parametrize(
+        ("told", "expected"),
+        [
+            ({}, "0.17.4"),
+            ({"version": "0.18.0"}, "0.18.0"),
+            ({"version": "latest"}, ""),
+            ({"version": "0.17.4-rocm"}, ""),
+            ({"digest": "sha256:" + "a" * 64}, ""),  # of whatever release
+        ],
+    )
+    def test_a_version_is_demanded_where_the_images_name_tells_one(self, monkeypatch, told, expected):
+        monkeypatch.setattr(module, "__pillar__", effective(version="0.17.4", profiles={"local": told}), raising=False)
+        assert module.readiness("local")["version"] == expected
+
+    def test_an_image_without_a_version_passes_and_silence_is_told_with_docker_logs(self, server, monkeypatch):
+        monkeypatch.setitem(module.__pillar__["ollama"]["profiles"]["local"], "version", "latest")
+        monkeypatch.setattr(native_state, "__opts__", {"test": False}, raising=False)
+        server.expect_request("/api/version").respond_with_json({"version": "9.9.9"})
+        server.expect_request("/api/tags").respond_with_json({"models": []})
+        told = module.readiness("local") | {"timeout": 0.2}
+        assert native_state.ready("local", **told)["result"] is True
+        silent = native_state.ready("local", **told | {"url": "http://127.0.0.1:9"})
+        assert silent["result"] is False
+        assert "docker logs --tail 100 ollama" in silent["comment"]
 
 
 @pytest.mark.usefixtures("configure_loader_modules")
@@ -211,6 +267,8 @@ class TestModels:
         server.expect_ordered_request("/api/pull").respond_with_data('{"status": "pulling"}\n')
         server.expect_ordered_request("/api/pull").respond_with_data('{"status": "success"}\n')
         assert module.pull("local", "a:1")["status"] == "success"
+        told = [call.args[1]["status"] for call in module.__salt__["event.send"].call_args_list]
+        assert told == ["pulling", "success"]
 
     def test_a_pull_that_never_succeeds_ends_and_says_so(self, server):
         server.expect_request("/api/pull").respond_with_data('{"error": "no space left on device"}\n')
@@ -257,3 +315,88 @@ class TestModels:
         assert ret["result"] is False
         assert "ollama.service" in ret["comment"]
         assert "nothing was changed" in ret["comment"]
+
+
+def shown(name, label, port, address="127.0.0.1"):
+    """A running container, as the engine lists it."""
+    ports = [
+        {"IP": address, "PrivatePort": 11434, "PublicPort": port, "Type": "tcp"},
+        {"PrivatePort": 1, "Type": "tcp"},
+    ]
+    return {"Names": [f"/{name}"], "Labels": {ollama_container.LABEL: label} if label else {}, "Ports": ports}
+
+
+@pytest.fixture
+def docker(configure_loader_modules, monkeypatch):
+    """``docker(rows, **ollama)``: the engine has these containers, and pillar says this."""
+
+    def there(*rows, **written):
+        def listed(all=False, filters=None):
+            return [row for row in rows if not filters or filters["label"] in row["Labels"]]
+
+        names = ("publishers", "labelled")
+        functions = {f"platform_container.{name}": getattr(platform_container, name) for name in names}
+        functions["platform_container.answers"] = lambda: True
+        monkeypatch.setattr(platform_container, "_engine", lambda: Mock(containers=listed))
+        monkeypatch.setattr(module, "__salt__", functions, raising=False)
+        monkeypatch.setattr(module, "__pillar__", effective(**written), raising=False)
+        proxies = {(entry["IP"], entry["PublicPort"]) for row in rows for entry in row["Ports"] if "IP" in entry}
+        monkeypatch.setattr(
+            port_holders,
+            "holders",
+            lambda port, address: [
+                port_holders.Holder(where, port, 9, port_holders.DOCKER_PROXY, "docker.service")
+                for where, published in proxies
+                if published == port and where in (address, "0.0.0.0")
+            ],
+        )
+
+    return there
+
+
+class TestPorts:
+    def test_a_profile_takes_over_the_port_of_one_that_goes(self, docker):
+        docker(shown("ollama", "local", 11434), run=["team"], profiles={"team": {"port": 11434}})
+        assert module.port_holders_of("team") == []
+        assert module.others() == {"ollama": "local"}
+
+    def test_two_profiles_swap_their_ports(self, docker):
+        there = (shown("ollama", "local", 11434), shown("ollama-dev", "dev", 11436))
+        docker(*there, run=["local", "dev"], profiles={"local": {"port": 11436}, "dev": {"port": 11434}})
+        assert (module.port_holders_of("local"), module.port_holders_of("dev")) == ([], [])
+        assert module.others() == {"ollama": "local", "ollama-dev": "dev"}
+
+    def test_one_that_only_leaves_its_port_is_not_removed_before_its_successor_is_made(self, docker):
+        docker(shown("ollama", "local", 11434), profiles={"local": {"port": 11440}})
+        assert module.port_holders_of("local") == []
+        assert module.others() == {}
+
+    def test_a_strangers_container_is_none_of_those(self, docker):
+        docker(shown("web", "", 11434))
+        assert module.port_holders_of("local") == ["container web"]
+        assert module.others() == {}
+
+    def test_a_container_on_another_address_is_in_nobodys_way(self, docker):
+        docker(shown("web", "", 11434, "192.0.2.9"))
+        assert module.port_holders_of("local") == []
+        docker(shown("web", "", 11434, "0.0.0.0"))
+        assert module.port_holders_of("local") == ["container web"]
+
+    def test_natively_all_that_the_formula_made_go_and_nobody_elses(self, docker):
+        docker(shown("ollama", "local", 11434), shown("web", "", 11435), mode="native", run=["there-is-none"])
+        assert module.others() == {"ollama": "local"}
+
+    def test_where_no_docker_answers_it_is_asked_for_nothing(self, monkeypatch):
+        monkeypatch.setattr(module, "__pillar__", effective(mode="native"), raising=False)
+        monkeypatch.setattr(module, "__salt__", {"platform_container.answers": lambda: False}, raising=False)
+        assert module.others() == {}
+
+    @pytest.mark.parametrize("test", [True, False])
+    def test_a_dry_run_says_which_containers_go_and_lets_them(self, monkeypatch, test):
+        remove = Mock()
+        functions = {"ollama_container.others": lambda: {"ollama": "local"}, "platform_container.remove": remove}
+        monkeypatch.setattr(state, "__salt__", functions, raising=False)
+        monkeypatch.setattr(state, "__opts__", {"test": test}, raising=False)
+        ret = state.no_others("retired")
+        assert (ret["result"], ret["changes"]) == (None if test else True, {"ollama": {"old": "present", "new": None}})
+        assert [call.args for call in remove.mock_calls] == ([] if test else [("ollama",)])

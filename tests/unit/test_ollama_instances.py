@@ -40,14 +40,12 @@ def render(template, **context):
     return jinja2.Template(text, undefined=jinja2.StrictUndefined).render(**context)
 
 
-def units(settings, described, gpu=False):
+def units(settings, described, gpu=False, nvidia=False):
     """Both texts of each instance's unit."""
     texts = {}
     for name, instance in described.items():
-        directory = instances.models_dir(settings)
-        unit = render(
-            "ollama.service", name=name, unit=instance["unit"], ollama=settings["ollama"], models_dir=directory, gpu=gpu
-        )
+        told = {"name": name, "unit": instance["unit"], "models_dir": instances.models_dir(settings)}
+        unit = render("ollama.service", **told, ollama=settings["ollama"], gpu=gpu, nvidia=nvidia)
         texts[name] = unit + "\n" + render("override.conf", name=name, instance=instance)
     return texts
 
@@ -169,10 +167,22 @@ def test_an_instances_memory_can_be_limited(settings, described):
     assert "MemoryMax=4096M" in units(settings, described)["node1"].splitlines()
 
 
+@pytest.mark.parametrize(("gpu", "nvidia"), [(False, False), (True, False), (True, True)])
+def test_devices_are_let_in_where_a_gpu_is_and_nvidias_are_made(settings, described, gpu, nvidia):
+    for text in units(settings, described, gpu=gpu, nvidia=nvidia).values():
+        lines = text.splitlines()
+        assert ("PrivateDevices=true" in lines) is (not gpu)
+        # A GPU's compiler writes the programs that it runs.
+        assert ("MemoryDenyWriteExecute=true" in lines) is (not gpu)
+        assert ("ExecStartPre=-+/usr/bin/nvidia-modprobe -u -c 0" in lines) is nvidia
+        assert "ExecStartPre=+/usr/sbin/nft --terse list table inet ai_platform" in lines
+        assert "NoNewPrivileges=true" in lines
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed (package systemd)")
 @pytest.mark.parametrize("gpu", [False, True])
 def test_units_are_confined(settings, described, tmp_path, gpu):
-    for name, text in units(settings, described, gpu=gpu).items():
+    for name, text in units(settings, described, gpu=gpu, nvidia=gpu).items():
         path = tmp_path / described[name]["unit"]
         path.write_text(text)
         limit = str(int(EXPOSURE * 10))

@@ -110,10 +110,14 @@ def test_installed_predicts_what_it_does(monkeypatch, test, there):
     assert ret["result"] is (None if test and not there else True)
 
 
-def test_a_dry_run_does_not_wait_for_an_instance(monkeypatch):
+@pytest.mark.parametrize("foreseen", [True, False])
+def test_a_dry_run_waits_for_an_instance_that_it_would_not_change(monkeypatch, foreseen):
+    """Else a deploy would take one that is silent for one that is as wanted."""
     monkeypatch.setattr(state, "__opts__", {"test": True}, raising=False)
-    ret = state.ready("node1", "http://127.0.0.1:9", "1.0.0")
-    assert (ret["result"], ret["changes"]) == (True, {})
+    rows = {"service_|-x_|-ollama_|-running": {"result": None if foreseen else True}}
+    monkeypatch.setattr(state, "__running__", rows, raising=False)
+    ret = state.ready("node1", "http://127.0.0.1:9", "1.0.0", timeout=0.1)
+    assert (ret["result"], ret["changes"]) == (foreseen, {})
 
 
 @pytest.mark.parametrize("test", [True, False])

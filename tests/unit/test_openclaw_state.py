@@ -24,11 +24,12 @@ def render(checkout):
     environment = Environment()  # noqa: S701 (renders no page)
     environment.filters["json"] = lambda value: yaml.dump(value, default_flow_style=True).strip().removesuffix("\n...")
 
-    def rendered(token: str, installed: bool = False, kept: bool = False, **openclaw) -> dict:
+    def rendered(token: str, installed: bool = False, kept: bool = False, here: bool = True, **openclaw) -> dict:
         pillar = settings.effective({"openclaw": openclaw}, checkout / "salt")
         salt = {"platform_secret.optional": lambda path, key: token, "ollama.instances": lambda: URLS}
         salt["platform_secret.kept"] = lambda path, key, file: kept and file == "/etc/openclaw/token"
         salt["service.available"] = lambda unit: installed
+        salt["vault_server.is_host"] = lambda: here
         text = (checkout / "salt/openclaw/init.sls").read_text()
         grains = {"os_family": "Debian"}
         return yaml.safe_load(environment.from_string(text).render(pillar=Pillar(pillar), salt=salt, grains=grains))
@@ -47,6 +48,11 @@ def test_without_a_token_nothing_is_installed_and_it_is_said(render):
     functions = {name: next(iter(state)) for name, state in found.items()}
     assert functions == {"openclaw-skipped": "notice.shown", "openclaw-token": "file.absent"}
     assert "docs/openclaw.md" in options(found["openclaw-skipped"])["text"]
+
+
+def test_one_host_runs_the_bot(render):
+    """Telegram gives a bot's messages to one program at a time."""
+    assert [*render("77:a-token", here=False)] == ["openclaw-elsewhere"]
 
 
 def test_a_bot_whose_token_is_gone_is_stopped(render):

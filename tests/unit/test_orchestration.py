@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import types
+from unittest.mock import MagicMock
 
 import pytest
 import salt.key
@@ -123,10 +124,10 @@ class Minions:
 
     def cmd(self, hosts, function, arg, **kwargs):
         answers = {host: self.have[host] for host in hosts if self.have[host] is not None}
-        if function == ["data.get", "saltutil.is_running"]:
-            assert arg == [["ai_platform_modules"], ["state.*"]]
+        if function == ["data.get", "saltutil.running"]:
+            assert arg == [["ai_platform_modules"], []]
             answers = {
-                host: {"data.get": digest, "saltutil.is_running": self.running.get(host, [])}
+                host: {"data.get": digest, "saltutil.running": [{"fun": "test.ping"}, *self.running.get(host, [])]}
                 for host, digest in answers.items()
             }
         if function == "saltutil.sync_all":
@@ -205,6 +206,21 @@ def test_a_minion_that_does_not_come_back_is_named(ask):
     ret, _ = ask({"a": DIGEST, "dead": "older"})
     assert ret["result"] is False
     assert ret["comment"].startswith("host: dead; check: the minion answers")
+
+
+def test_a_minion_that_was_not_restarted_is_by_the_next_run(ask):
+    _, minions = ask({"a": "older", "dead": "older"})
+    assert minions.have == {"a": DIGEST, "dead": "older"}
+    assert ask(minions.have)[1].restarted == ["dead"]
+
+
+def test_a_deploy_that_is_killed_before_the_restart_leaves_it_to_the_next(ask, monkeypatch):
+    have = {"a": "older"}
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "_restart", MagicMock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            ask(have)
+    assert ask(have)[1].restarted == ["a"]
 
 
 def test_a_minion_that_is_down_is_named_with_the_four_fields(ask):

@@ -172,3 +172,13 @@ def test_the_top_file_gives_each_role_its_phases(graph):
             if kind == phases.STATE
         }
         assert {line for line in top.get(f"roles:{role}", []) if isinstance(line, str)} == wanted
+
+
+def test_what_needs_a_phase_is_found_by_whatever_detour(graph):
+    assert phases.with_dependents(graph, ["models"]) == {"models", "openwebui", "openclaw", "verify"}
+    assert phases.with_dependents(graph, ["preflight"]) == set(graph)
+    assert phases.with_dependents(graph, []) == set()
+
+
+def test_only_the_verification_runs_where_nothing_is_to_be_done(graph):
+    assert [phase.name for phase in graph.values() if phase.always] == ["verify"]

@@ -52,11 +52,24 @@ def test_the_benchmarks_choice_is_there(root, written):
     assert compiled(written)["selection"] == {"slot1_general": "a:1"}
 
 
+def test_a_data_folder_that_vaults_unit_cannot_see_is_refused_wherever_the_models_are(root, written):
+    written["platform"]["data_root"] = "/home/admin/ai"
+    for where in ({"models_dir": "/srv/models"}, {"mode": "container"}):
+        (error,) = compiled(written | {"ollama": where})["_errors"]
+        assert "platform.data_root" in error, error
+
+
 def test_a_wrong_pillar_yields_nothing_but_errors(root, written):
     written["platform"]["domian"] = "x"
     pillar = compiled(written)
     assert list(pillar) == ["_errors"]
     assert "did you mean domain?" in pillar["_errors"][0]
+
+
+@pytest.mark.parametrize("row", [{"model": "a:1"}, {"instance": "node1", "kind": "general", "model": "a:1"}])
+def test_a_slots_number_in_quotes_is_refused_as_that(root, written, row):
+    written["slots"] = {"5": row}
+    assert compiled(written) == {"_errors": ["slots.5: is '5', expected the number 5 without quotes"]}
 
 
 @pytest.mark.parametrize("formula", ["coredns", "keycloak", "postgres", "qdrant"])

@@ -82,8 +82,23 @@ def test_a_file_is_replaced_whole_with_its_mode(tmp_path, monkeypatch):
     path.chmod(0o640)
     pillar_edit.write(path, "slots: {}\n")
     assert (path.read_text(), path.stat().st_mode & 0o777) == ("slots: {}\n", 0o640)
-    monkeypatch.setattr(pillar_edit.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("no space left on device")))
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(
+        pillar_edit.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    with pytest.raises(PlatformError, match=rf"{path}; actual: No space left on device"):
         pillar_edit.write(path, "half")
     assert path.read_text() == "slots: {}\n"
     assert [one.name for one in tmp_path.iterdir()] == ["slots.sls"]
+
+
+def test_a_pillar_that_cannot_be_written_is_said(tmp_path, monkeypatch):
+    path = tmp_path / "slots.sls"
+    path.write_text(TEXT)
+
+    def read_only(**_):
+        raise OSError(30, "Read-only file system", str(tmp_path))
+
+    monkeypatch.setattr(pillar_edit.tempfile, "mkstemp", read_only)
+    with pytest.raises(PlatformError, match=rf"{path}; actual: Read-only file system; next: has its disk room"):
+        pillar_edit.write(path, "slots: {}\n")
+    assert path.read_text() == TEXT

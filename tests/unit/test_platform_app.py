@@ -25,11 +25,16 @@ class Refused(Exception):
         super().__init__(detail)
 
 
+class Person(SimpleNamespace):
+    def model_copy(self, *, update):
+        return Person(**{**vars(self), **update})
+
+
 class Upstream:
     """Open WebUI, as far as the rules know it: modules by name, accounts, and what reached Ollama."""
 
     def __init__(self) -> None:
-        self.accounts = {"1": SimpleNamespace(id="1", role="user", oauth={"oidc": {"sub": "7"}})}
+        self.accounts = {"1": Person(id="1", role="user", oauth={"oidc": {"sub": "7"}})}
         self.sent: list[dict] = []
         self.ended: list[str] = []
         self.modules: dict[str, ModuleType] = {}
@@ -47,6 +52,7 @@ class Upstream:
             "open_webui.routers.ollama",
             send_request=self.send,
             get_ollama_url=self.choose,
+            validate_ollama_backend_idx=self.check,
             router=SimpleNamespace(routes=routes),
         )
         self.put("open_webui.routers.auths", invalidate_token=None)
@@ -85,6 +91,10 @@ class Upstream:
 
     async def choose(self, request, model, number, user):
         return number
+
+    async def check(self, request, model, number, user):
+        if number is not None and user.role != "admin" and (model, number) != ("slot-1", 0):
+            raise Refused(403)
 
     async def sign_in(self, request, user, **more):
         return {"token": user.id}
@@ -161,6 +171,19 @@ def test_no_instance_is_chosen_by_the_one_who_asks_and_the_store_is_not_offered(
     started()
     assert asyncio.run(upstream["routers.ollama"].get_ollama_url(None, "slot-1", 1)) is None
     assert [route.path for route in upstream["routers.ollama"].router.routes] == ["/api/chat"]
+
+
+@pytest.mark.parametrize("role", ["user", "admin"])
+@pytest.mark.parametrize(("model", "number"), [("slot-1", 1), ("base:1b", 0), ("base:1b", 1)])
+def test_an_instance_loads_nothing_that_it_does_not_offer_for_administrators_either(upstream, role, model, number):
+    started()
+    person = Person(id="2", role=role)
+    check = upstream["routers.ollama"].validate_ollama_backend_idx
+    asyncio.run(check(None, "slot-1", 0, person))
+    asyncio.run(check(None, model, None, person))
+    with pytest.raises(Refused):
+        asyncio.run(check(None, model, number, person))
+    assert person.role == role
 
 
 def key_login(upstream):

@@ -74,4 +74,4 @@ PROXY = Holder("127.0.0.1", 11434, 9, "docker-proxy", "docker.service")
     ],
 )
 def test_only_its_own_container_may_have_the_port(found, publishers, words):
-    assert port_holders.strangers(found, publishers, "ollama") == words
+    assert port_holders.strangers(found, publishers, ["ollama"]) == words

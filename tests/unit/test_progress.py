@@ -51,6 +51,11 @@ def test_a_failure_is_named_at_once(lines):
     assert "FAILED: unit: no space" in lines.of("salt/job/1/ret/ai_server", returned(answer), 101)
 
 
+def test_a_failure_without_a_comment_is_a_line_too(lines):
+    answer = {"a": {"__id__": "unit", "result": False, "changes": {}, "comment": ""}}
+    assert "FAILED: unit: no reason given" in lines.of("salt/job/1/ret/ai_server", returned(answer), 101)
+
+
 def test_a_return_that_is_no_set_of_states_is_a_failure(lines):
     assert "FAILED: no state: Pillar failed" in lines.of("salt/job/1/ret/ai_server", returned(["Pillar failed"]), 101)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aiplatform import prompts
+from aiplatform.ollama_errors import RequestRefused
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,12 @@ def test_evidence_is_numbered_and_names_its_sources():
     assert text.splitlines()[1:] == ["[1] one", "[2] (page 3) two", "[3] three"]
 
 
+def test_evidence_without_a_text_is_refused_and_a_number_is_one():
+    assert prompts.evidence(["one", 36]).endswith("[2] 36")
+    with pytest.raises(RequestRefused, match="piece 2 of the evidence"):
+        prompts.evidence(["one", {"age": 36}])
+
+
 def test_parameters_fit_the_task():
     assert prompts.parameters() == {"temperature": 0.7, "top_p": 0.9, "num_predict": 1000}
     assert prompts.parameters("voice")["num_predict"] == 500
@@ -84,5 +91,5 @@ def test_parameters_fit_the_task():
     assert prompts.parameters("general", temperature=0)["temperature"] == 0
     # `max_tokens` is OpenAI's word; Ollama would ignore it.
     assert all("max_tokens" not in options for options in prompts.TASKS.values())
-    with pytest.raises(ValueError, match="expected one of general, voice"):
+    with pytest.raises(RequestRefused, match=r"expected: one of general, voice.*actual: poetry"):
         prompts.parameters("poetry")

@@ -71,8 +71,8 @@ class Host:
         self.restarted.append((unit, version))
         return True
 
-    def passed(self, name, url, version, timeout, restarts):
-        unit = DOORS[name]["unit"]
+    def passed(self, name, url, version, timeout, restarts, unit):
+        assert unit == DOORS[name]["unit"]
         if module.running(unit) != version or version in self.broken or (version, name) in self.broken:
             raise PlatformError("The instance does not answer", where=url)
         assert restarts() == 0

@@ -111,8 +111,10 @@ def compile_state(options, pillars, server):
     kept: dict[tuple[str, str], salt.state.HighState] = {}
     chunks: dict[tuple[str, str, str], list[dict]] = {}
 
-    def replace_host(functions):
+    def replace_host(functions, minion):
         """What a state asks about its host while it is rendered: a server with two nodes, and no Vault."""
+        # In one process the modules of all minions are the same, and have the options of the one loaded last.
+        functions["vault_server.is_host"] = lambda: minion == "ai_server"
         functions["vault.get_server_config"] = lambda: {"verify": "PEM"}
         functions["vault.read_secret"] = lambda path, key=None, **kwargs: f"secret of {path}"
         functions["platform_secret.optional"] = lambda path, key: f"secret of {path}"
@@ -127,25 +129,29 @@ def compile_state(options, pillars, server):
             pillar = pillars[minion]
             opts = options | {"id": minion, "grains": grains, "pillar": pillar}
             kept[minion, system] = salt.state.HighState(opts, initial_pillar=pillar)
-            replace_host(kept[minion, system].state.functions)
+            replace_host(kept[minion, system].state.functions, minion)
         kept[minion, system].building_highstate.clear()
         return kept[minion, system]
 
+    def compile_anew(sls, minion, system):
+        high_state = compiler(minion, system)
+        high, errors = high_state.render_highstate({"base": whole(sls)})
+        assert not errors, "\n".join(errors)
+        low, errors = high_state.state.compile_high_data(*_resolved(high_state, high))
+        assert not errors, "\n".join(errors)
+        called = {f"{chunk['state']}.{chunk['fun']}" for chunk in low}
+        # Which package manager Salt finds depends on the machine that this runs on.
+        called = {name for name in called if not name.startswith(("pkg.", "pkgrepo."))}
+        unknown = called - set(high_state.state.states)
+        assert not unknown, f"no such state function: {unknown}"
+        return low
+
     def compile_one(sls, minion, system):
         if (sls, minion, system) not in chunks:
-            high_state = compiler(minion, system)
-            high, errors = high_state.render_highstate({"base": whole(sls)})
-            assert not errors, "\n".join(errors)
-            low, errors = high_state.state.compile_high_data(*_resolved(high_state, high))
-            assert not errors, "\n".join(errors)
-            called = {f"{chunk['state']}.{chunk['fun']}" for chunk in low}
-            # Which package manager Salt finds depends on the machine that this runs on.
-            called = {name for name in called if not name.startswith(("pkg.", "pkgrepo."))}
-            unknown = called - set(high_state.state.states)
-            assert not unknown, f"no such state function: {unknown}"
-            chunks[sls, minion, system] = low
+            chunks[sls, minion, system] = compile_anew(sls, minion, system)
         return chunks[sls, minion, system]
 
+    compile_one.anew = compile_anew
     compile_one.functions = lambda minion, system: compiler(minion, system).state.functions
     yield compile_one
     for high_state in kept.values():
@@ -225,6 +231,18 @@ def test_no_secret_is_rendered(compile_state, sls, minion, system):
     assert "secret of" not in repr(compile_state(sls, minion, system))
 
 
+@pytest.mark.parametrize("sls", ["postgres", "keycloak", "qdrant", "openwebui", "openclaw"])
+def test_what_there_is_once_is_made_on_the_host_of_vault_alone(compile_state, sls):
+    assert [chunk["fun"] for chunk in compile_state(sls, "coredns_host", "Debian 12")] == ["nop"]
+    assert len(compile_state(sls, "ai_server", "Debian 12")) > 1
+
+
+def test_the_host_of_vault_knows_the_public_names(compile_state, pillars):
+    low = compile_state("vault", "ai_server", "Debian 12")
+    table = next(chunk["contents"] for chunk in low if chunk["name"] == "/etc/hosts")
+    assert f"192.0.2.30 idm.{pillars['ai_server']['platform']['domain']} " in table
+
+
 def test_there_is_something_to_compile():
     assert "salt_minion" in states_of_the_tree()
 
@@ -257,3 +275,33 @@ def test_an_undefined_name_is_refused(options, pillars, tmp_path):
     renderers = salt.loader.render(options | {"pillar": pillars["ai_server"], "grains": {}}, {})
     with pytest.raises(SaltRenderError, match="domian"):
         salt.template.compile_template(str(path), renderers, "jinja|yaml", [], [])
+
+
+def test_a_native_port_is_looked_at_first_and_containers_go_before_an_instance_starts(compile_state):
+    low = compile_state("ollama", "ai_server", "Debian 12")
+    first = low[:2]
+    assert {(row["state"], row["fun"], row["name"]) for row in first} == {
+        ("ollama", "port_is_free", "node0"),
+        ("ollama", "port_is_free", "node1"),
+    }
+    assert all(row["failhard"] for row in first)
+    ids = [f"{row['__id__']} {row['state']}" for row in low]
+    gone = ids.index("ollama-containers-gone ollama_container")
+    services = [row for row in low if row["state"] == "service" and row["__id__"] in ("ollama-node0", "ollama-node1")]
+    assert len(services) == 2
+    assert all({"ollama_container": "ollama-containers-gone"} in row["require"] for row in services)
+    assert all(gone < ids.index(f"{row['__id__']} service") for row in services)
+    ready = {row["name"]: row["unit"] for row in low if (row["state"], row["fun"]) == ("ollama", "ready")}
+    assert ready == {"node1": "ollama.service", "node0": "ollama-node0.service"}
+
+
+@pytest.mark.parametrize("vendors", [[], ["amd"], ["nvidia"]])
+def test_where_a_gpu_is_the_user_is_in_its_groups_and_the_units_let_it_in(compile_state, monkeypatch, vendors):
+    functions = compile_state.functions("ai_server", "Debian 12")
+    monkeypatch.setitem(functions, "gpu.used", lambda: bool(vendors))
+    monkeypatch.setitem(functions, "gpu.found", lambda: vendors)
+    low = compile_state.anew("ollama", "ai_server", "Debian 12")
+    (user,) = [chunk for chunk in low if (chunk["state"], chunk["fun"]) == ("user", "present")]
+    assert user["optional_groups"] == (["render", "video"] if vendors else [])
+    units = {path.name: context for path, context in templates(low)}["ollama.service"]
+    assert (units["gpu"], units["nvidia"]) == (bool(vendors), vendors == ["nvidia"])

@@ -18,10 +18,10 @@ PROFILES = ("local", "dev", "prod", "service")
 def rendered(compile_state, pillars):
     """``rendered(formula)``: the state of its container, what Docker is told of it, and the folders of the host."""
 
-    def found(formula):
-        low = compile_state(formula, "ai_server", "Debian 12")
+    def found(formula, minion="ai_server"):
+        low = compile_state(formula, minion, "Debian 12")
         chunk = next(row for row in low if (row["state"], row["fun"]) == ("platform_container", "running"))
-        settings = pillars["ai_server"]["containers"]
+        settings = pillars[minion]["containers"]
         wanted = {key: value for key, value in chunk.items() if key not in ("image", "name", "timeout")}
         parts = containers.specification(settings, formula, chunk["image"], **wanted)
         makers = (("file", "directory"), ("platform_folder", "owned"))
@@ -46,6 +46,16 @@ def test_keycloak_is_the_pinned_one_with_a_folder_of_its_own(rendered, pillars):
     assert environment["KC_DB_URL_HOST"] == "postgres"
 
 
+def test_the_administrators_password_is_kept_until_keycloak_has_the_new_one(compile_state):
+    low = {row["__id__"]: row for row in compile_state("keycloak", "ai_server", "Debian 12")}
+    change, kept = low["keycloak-admin"], low["keycloak-admin-kept"]
+    assert change["previous"] == kept["name"]
+    assert change["require"] == [{"platform_container": "keycloak"}]
+    assert kept["require"] == [{"keycloak": "keycloak-admin"}]
+    # The container sees its own files, and is made anew where they change.
+    assert not kept["name"].startswith(f"{low['keycloak']['files']}/")
+
+
 def test_qdrant_is_kept_published_and_asked_as_the_page_says(rendered, pillars):
     pillar = pillars["ai_server"]
     data, qdrant = f"{pillar['platform']['data_root']}/qdrant", pillar["qdrant"]
@@ -60,6 +70,12 @@ def test_qdrant_is_kept_published_and_asked_as_the_page_says(rendered, pillars):
     published = {"6333/tcp": [{"HostIp": pillar["address"], "HostPort": str(qdrant["port"])}]}
     assert host["PortBindings"] == published
     assert "GET /healthz" in told["Healthcheck"]["Test"][-1]
+
+
+def test_coredns_may_have_what_its_images_program_carries(rendered):
+    """Upstream's image has ``setcap cap_net_bind_service=+ep /coredns``: the kernel starts it in no other container."""
+    host = rendered("coredns", "coredns_host")[1]["HostConfig"]
+    assert (host["CapDrop"], host["CapAdd"]) == (["ALL"], ["NET_BIND_SERVICE"])
 
 
 def test_qdrant_is_awaited_for_as_long_as_pillar_says(rendered, pillars):

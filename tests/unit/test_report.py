@@ -387,7 +387,10 @@ def test_missing_metrics_are_refused(tmp_path):
 
 
 def test_lines_of_progress():
-    pull = {"id": "ai", "data": {"model": "a:1", "status": "pulling", "completed": 50, "total": 200}}
+    pull = {
+        "id": "ai",
+        "data": {"operation": "pull", "model": "a:1", "status": "pulling", "completed": 50, "total": 200},
+    }
     assert measure_progress.line("ai_platform/models/progress", pull) == "ai: pull a:1: pulling 25 %"
     test = {"model": "a:1", "instance": "node1", "test": "debug", "tests_done": 3, "tests": 7, "done": False}
     event = {"id": "ai", "data": test | {"tokens_per_second": 12.3}}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import threading
+import time
 
 import pytest
 import yaml
+from werkzeug import Response
 
 from _modules import model_slots
 from _runners import ai_platform
@@ -63,7 +66,8 @@ def test_force_takes_the_other_kind_and_nothing_else(pillar):
 def master(pillar, tmp_path, monkeypatch):
     """The runner on a master with one AI server, which answers from a table."""
     (tmp_path / "slots.sls").write_text("slots:\n  5: {model: null}  # ours\n")
-    answers = {"model_slots.misfits": {"ai_server": []}, "state.apply": {"ai_server": applied()}}
+    answers = {"model_slots.misfits": {"ai_server": []}, "state.high": {"ai_server": applied()}}
+    answers["state.apply"] = {"ai_server": applied(comment="as wanted")}
     answers["saltutil.refresh_pillar"] = {"ai_server": True}
     asked = []
 
@@ -81,7 +85,7 @@ def master(pillar, tmp_path, monkeypatch):
 
 
 def applied(
-    result=True, comment="slot-5 load 1.5 s at 9.0, slot-5 answer 0.25 s at 9000000000.0, slot-5 move 0.0 s at 9.0"
+    result=True, comment="slot-5 load 1.5 s at 9.0, slot-5 answer 0.25 s at 8000000000.0, slot-5 move 0 s at 9000000000"
 ):
     state = {
         "__id__": "models-node1",
@@ -100,12 +104,13 @@ def test_a_rotation_writes_pillar_applies_models_and_tells_the_phases(master):
     assert yaml.safe_load(master.file.read_text()) == {"slots": {5: {"model": "mistral:7b"}}}
     assert "# ours" in master.file.read_text()
     called = [call[0] for call in master.asked]
-    assert called == ["model_slots.misfits", "state.apply", "saltutil.refresh_pillar"]
+    assert called == ["model_slots.misfits", "state.high", "state.apply", "saltutil.refresh_pillar"]
+    assert list(master.asked[1][1]) == ["models-pulled", "models-node1"]
     assert master.asked[0][-1] == {"slot": 5, "model": "mistral:7b", "force": False}
     assert [(row["phase"], row["seconds"]) for row in answer["phases"]["ai_server"]] == [
         ("pull and check", 2.5), ("load", 1.5), ("answer", 0.25), ("move", 0.0)
     ]  # fmt: skip
-    assert answer["first_token"] > 1e9
+    assert answer["in_place"] > answer["first_token"] > 1e9
     assert "slot-5: mistral:7b; first token" in rotation.text(answer)
 
 
@@ -154,13 +159,22 @@ def test_a_dry_run_does_not_read_like_a_rotation(master):
 
 def test_a_failure_says_what_still_serves_and_that_it_can_be_run_again(master):
     why = "mistral:7b did not get into slot-5: no memory; next: slot-5 still serves c:1"
-    master.answers["state.apply"] = {"ai_server": applied(result=False, comment=why)}
+    master.answers["state.high"] = {"ai_server": applied(result=False, comment=why)}
     answer = master.rotate(5, "mistral:7b")
     assert answer["retcode"] == 1
     assert "slot-5 still serves c:1" in rotation.text(answer)
     assert "the same command again carries on" in rotation.text(answer)
-    master.answers["state.apply"] = {}
+    assert "state.apply" not in [call[0] for call in master.asked]
+    master.answers["state.high"] = {}
     assert "did not answer" in rotation.text(master.rotate(5, "mistral:7b"))
+
+
+def test_a_failure_of_the_rest_of_the_phase_is_told(master):
+    master.answers["state.apply"] = {"ai_server": applied(result=False, comment="no warm-up")}
+    answer = master.rotate(5, "mistral:7b")
+    assert answer["retcode"] == 1
+    assert "no warm-up" in rotation.text(answer)
+    assert answer["first_token"] is not None
 
 
 def test_a_pillar_that_does_not_compile_with_it_is_put_back(master, pillar, monkeypatch):
@@ -188,11 +202,13 @@ def test_a_host_names_why_a_model_cannot_go_in(pillar, monkeypatch):
             raise registry.ModelNotFound(f"There is no model {model}")
         return facts[model]
 
-    outgoing = type("Serving", (), {"outgoing": lambda _: 0})()
+    outgoing = type("Serving", (), {"outgoing": lambda _: 0, "staying": lambda _: 0})()
     plan = {
         name: {"node": number, "memory": 64 * 2**30, "num_thread": 8} for number, name in enumerate(["node0", "node1"])
     }
+    limits = {"memory": None}
     salt = {"pillar.items": lambda unmask: pillar, "numa.plan": lambda: plan}
+    salt["numa.topology"] = lambda: {"limits": limits}
     for name, value in (("__salt__", salt), ("__pillar__", pillar), ("_facts", known), ("_store", lambda: None),
                         ("_serving", lambda *_: outgoing)):  # fmt: skip
         monkeypatch.setattr(model_slots, name, value, raising=False)
@@ -201,6 +217,8 @@ def test_a_host_names_why_a_model_cannot_go_in(pillar, monkeypatch):
     assert "There is no model gone:1" in model_slots.misfits(5, "gone:1")[0]
     assert "slot-1 holds these weights as a:1" in model_slots.misfits(5, "copy:1")[0]
     assert "models that fit NUMA node 1, which has 62.0 GiB" in model_slots.misfits(5, "huge:1")[0]
+    limits["memory"] = 3 * 2**30
+    assert "the control group of all services, which has 1.0 GiB" in model_slots.misfits(5, None)[0]
 
 
 # -- the registry and the status ----------------------------------------------------------------------------------
@@ -224,6 +242,26 @@ def test_a_registry_is_asked_for_weights_and_size(httpserver):
             registry.ask(f"{host}/library/{name}", [host])
     with pytest.raises(registry.RegistryDown, match="does not answer"):
         registry.ask("127.0.0.1:1/library/m:1", ["127.0.0.1:1"])
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_the_rate_of_a_slow_line_is_known_in_time(httpserver, silent):
+    over = threading.Event()
+
+    def slowly():
+        yield b"x" * 100
+        while not over.wait(5 if silent else 0.02):
+            yield b"x"
+
+    httpserver.expect_request(f"/v2/library/m/blobs/sha256:{'a' * 64}").respond_with_handler(
+        lambda _: Response(slowly())
+    )
+    host = f"127.0.0.1:{httpserver.port}"
+    started = time.monotonic()
+    rate = registry.rate(f"{host}/library/m:1", "a" * 64, [host], seconds=0.2)
+    over.set()
+    assert time.monotonic() - started < 1
+    assert 100 < rate < 1000
 
 
 def test_a_status_row_says_all_that_a_person_asks(pillar, monkeypatch):

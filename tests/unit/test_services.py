@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import socket
+import socketserver
+import threading
 from functools import partial
 
+import dns.message
+import dns.rcode
 import pytest
 
 from aiplatform import plain_http, reach, services
+from aiplatform import settings as settings_of
 
 ROWS = {
     "vault": {
@@ -92,8 +97,17 @@ def test_a_service_that_one_host_runs_is_expected_on_no_other(settings, named, h
     assert services.problems(settings) == []
 
 
+def test_of_several_servers_one_runs_what_there_is_once(checkout):
+    hosts = {name: {"address": f"192.0.2.{number}", "roles": ["ai_server"]} for number, name in enumerate("ab", 1)}
+    found = settings_of.effective({"platform": {"hosts": hosts}}, checkout / "salt")
+    ends = services.endpoints(found | {"services": services.expand(found)})
+    by_host = {host: {end.service for end in ends if end.host == host} for host in hosts}
+    assert by_host["a"] - by_host["b"] == {"vault", "postgres", "keycloak", "qdrant", "openwebui"}
+    assert by_host["b"] == {"ollama-node0", "ollama-node1"}
+
+
 def test_a_service_cannot_run_on_a_host_without_its_role(settings):
-    settings["services"]["vault"]["only"] = "vault.host"
+    settings["services"]["vault"]["only"] = settings["services"]["ollama-node1"]["only"] = "vault.host"
     settings["vault"]["host"] = "proxy"
     assert [str(problem) for problem in services.problems(settings)] == [
         "vault.host: is 'proxy', expected a host with role ai_server: one of ai, ai6"
@@ -137,8 +151,11 @@ def test_reached_exactly_where_the_table_says_so(settings, host, service, answer
 
 def test_a_host_tries_the_services_of_the_others(settings):
     names = set(reach.from_host(settings, "ai"))
-    assert names == {"reach_vault_ai6", "reach_ollama-node1_ai6", "reach_ollama-node0_ai6"}
+    assert names == {"reach_vault_ai6", "reach_ollama-node1_ai6", "reach_ollama-node0_ai6", "reach_dns_dns"}
     assert reach.from_host(settings, "stranger") == {}
+    # What speaks by UDP and is no name server need not answer at all.
+    settings["services"]["log"] = settings["services"]["dns"] | {"role": "nginx_proxy", "port": 514}
+    assert set(reach.from_host(settings, "ai")) == names
 
 
 def test_connecting_for_real():
@@ -182,6 +199,27 @@ def test_a_port_that_takes_connections_and_says_nothing_is_told(two, monkeypatch
 def test_what_should_be_closed_or_speaks_otherwise_is_tried_by_a_connection(two, more):
     with socket.create_server(("127.0.0.1", 0)) as server:
         assert two(server.getsockname()[1], **more)["up"] == reach.ANSWERED
+
+
+class NameServer(socketserver.DatagramRequestHandler):
+    """Refuses whatever it is asked, which is an answer."""
+
+    def handle(self) -> None:
+        reply = dns.message.make_response(dns.message.from_wire(self.rfile.read()))
+        reply.set_rcode(dns.rcode.REFUSED)
+        self.wfile.write(reply.to_wire())
+
+
+@pytest.mark.parametrize(("answers", "expected"), [(True, reach.ANSWERED), (False, reach.REFUSED)])
+def test_a_name_server_is_asked_by_udp(settings, answers, expected):
+    settings["platform"]["domain"] = "acme.test"
+    settings["platform"]["hosts"]["dns"]["address"] = "127.0.0.1"
+    with socketserver.UDPServer(("127.0.0.1", 0), NameServer) as server:
+        settings["services"]["dns"]["port"] = server.server_address[1]
+        if answers:
+            threading.Thread(target=server.handle_request, daemon=True).start()
+        end = reach.from_host(settings, "proxy")["reach_dns_dns"]
+        assert reach.try_all(settings, "proxy", [end], 5 if answers else 0.05) == {end.url: expected}
 
 
 def test_no_port_at_all_is_no_fault(settings):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from unittest.mock import Mock
 
 import jinja2
 import pytest
 import yaml
 
 from _pillar import ai_platform
+from _states import ollama_discovery as state
 from aiplatform import discovery, firewall, gpu, instances, single
 from tests.conftest import CHECKOUT
 
@@ -75,6 +77,22 @@ def test_nobody_else_is_let_in_where_pillar_names_nobody(compiled):
     assert 'tcp dport 11434 drop comment "ollama-main"' in rules
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_in_docker_the_sources_of_a_profile_let_in_and_not_the_reach_of_the_instances(compiled, written, again):
+    """The profile has the port that the native instance would have had."""
+    profile = {"address": "192.0.2.20", "sources": ["192.0.2.64/26"]}
+    written["ollama"] |= {"mode": "container", "profiles": {"local": profile}}
+    pillar = compiled(written)
+    if again:
+        pillar = compiled(pillar, pillar)
+    inside = [rule for rule in firewall.forward_rules(pillar, "single") if "11434" in rule]
+    assert [rule.split(" oifname")[0] for rule in inside] == ["ip saddr { 192.0.2.64/26 }"]
+    assert [rule for rule in firewall.rules(pillar, "single") if "11434" in rule] == [
+        "ip saddr { 192.0.2.64/26 } tcp dport 11434 accept",
+        'tcp dport 11434 drop comment "ollama-local"',
+    ]
+
+
 @pytest.mark.parametrize("reach", ["192.0.2.1/24", "192.0.2", "lan", "192.0.2.0/33"])
 def test_a_source_that_is_none_is_refused_with_its_key(compiled, reach):
     errors = compiled({"ollama": {"api_port": 1}, "services": {"ollama": {"reach": [reach]}}})["_errors"]
@@ -111,6 +129,35 @@ def test_slots_that_pillar_names_are_on_the_one_instance_and_their_aliases_stay(
     assert set(pillar["aliases"]) == {"llama-family", "coder-128k", "embedding"}
     assert pillar["aliases"]["embedding"]["instance"] == "main"
     assert compiled(pillar, pillar)["slots"] == pillar["slots"]
+
+
+@pytest.mark.parametrize("hidden", ["/home", "/root", "/run/user", "/tmp", "/var/tmp"])
+def test_a_store_that_the_unit_cannot_see_is_refused_by_its_key(compiled, written, hidden):
+    for place in (hidden, f"{hidden}/models", f"/srv/..{hidden}/0/models"):
+        written["ollama"]["models_dir"] = place
+        (error,) = compiled(dict(written))["_errors"]
+        assert "ollama.models_dir" in error
+        assert f"is '{place}', expected a folder outside of /home, /root" in error
+
+
+def test_a_data_folder_that_a_unit_cannot_see_is_refused_unless_the_store_is_elsewhere(compiled, written):
+    written["platform"], written["ollama"]["models_dir"] = {"data_root": "/home/admin/ai"}, None
+    (error,) = compiled(dict(written))["_errors"]
+    assert "platform.data_root" in error
+    assert "is '/home/admin/ai', expected a folder outside of /home, /root" in error
+    written["ollama"]["models_dir"] = "/srv/models"
+    assert compiled(written).get("_errors") is None
+
+
+@pytest.mark.parametrize("place", ["/homes/models", "/srv/tmp", "/run/users", None])
+def test_a_store_that_is_only_named_like_those_is_not(compiled, written, place):
+    written["ollama"]["models_dir"] = place
+    assert compiled(written).get("_errors") is None
+
+
+def test_in_docker_nobody_asks_where_the_native_store_is(compiled, written):
+    written["ollama"] |= {"mode": "container", "models_dir": "/home/admin/models"}
+    assert compiled(written).get("_errors") is None
 
 
 def test_a_master_adds_nothing_of_it(compiled, monkeypatch, written):
@@ -190,3 +237,52 @@ def test_no_record_is_wanted_where_none_is_configured(compiled, written):
     pillar = compiled(written)
     assert {record["wanted"] for record in discovery.records(pillar)} == {False}
     assert discovery.daemons(pillar) == {}
+
+
+@pytest.fixture
+def left_behind(rendered, tmp_path):
+    """Records of this host's one instance and of one that is gone, and somebody's own."""
+    for kind, place in discovery.PLACES.items():
+        for name in ("main", "node0", "mine"):
+            path = tmp_path / place.format(name).lstrip("/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}" if name == "mine" else rendered[kind].replace("main", name))
+    return tmp_path
+
+
+@pytest.mark.parametrize("asked", [[], ["consul"]])
+def test_a_record_of_an_instance_that_is_gone_is_not_wanted(compiled, written, left_behind, asked):
+    written["ollama"]["discovery"] = asked
+    found = {(row["kind"], row["name"]): row for row in discovery.records(compiled(written), left_behind)}
+    assert {key for key, row in found.items() if row["wanted"]} == {(kind, "main") for kind in asked}
+    assert {key for key, row in found.items() if not row["wanted"]} >= {("avahi", "node0"), ("consul", "node0")}
+    assert not [key for key in found if key[1] == "mine"]
+    stale = found["consul", "node0"]
+    assert stale["path"] == str(left_behind / "etc/consul.d/ollama-node0.json")
+    assert stale["daemon"] == "consul"
+
+
+def test_in_docker_no_record_stays(compiled, written, left_behind):
+    written["ollama"] |= {"mode": "container", "discovery": ["consul"]}
+    pillar = compiled(written)
+    found = discovery.records(pillar, left_behind)
+    assert {(row["name"], row["wanted"]) for row in found} == {("main", False), ("node0", False)}
+    assert len(found) == 4
+    assert discovery.daemons(pillar) == {}
+
+
+@pytest.mark.parametrize("test", [True, False])
+@pytest.mark.parametrize("runs", [True, False])
+def test_who_told_of_a_record_reads_its_folder_again_when_it_goes(monkeypatch, tmp_path, test, runs):
+    record = tmp_path / "ollama-node0.json"
+    record.write_text("{}")
+    reload = Mock(return_value=True)
+    functions = {"service.status": lambda name: runs, "service.reload": reload}
+    monkeypatch.setattr(state, "__salt__", functions, raising=False)
+    monkeypatch.setattr(state, "__opts__", {"test": test}, raising=False)
+    ret = state.record_absent(str(record), "consul")
+    assert (ret["result"], record.exists()) == ((None, True) if test else (True, False))
+    assert list(ret["changes"]) == ["record"]
+    assert reload.called is (runs and not test)
+    if not test:
+        assert state.record_absent(str(record), "consul")["changes"] == {}

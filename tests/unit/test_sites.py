@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import re
 
+import jinja2
 import pytest
 
 from aiplatform import proxy_tls, services, settings, sites, vault_pki, vault_policy, vault_tls
@@ -63,6 +65,32 @@ def test_each_name_of_a_slot_leads_to_its_instance_and_no_model_does():
 def test_a_slot_that_moves_takes_its_names_along():
     found = sites.routes(pillar(slots={3: {"instance": "node1", "kind": "coding"}}))["models"]
     assert found["slot-3"]["instance"] == found["coder-128k"]["instance"] == "node1"
+
+
+def configuration():
+    template = (CHECKOUT / "salt/nginx/files/nginx.conf").read_text()
+    made = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(template)  # noqa: S701 (no HTML)
+    return made.render(sites.context(pillar(), "Debian"))
+
+
+def test_no_log_has_a_query_or_where_somebody_comes_from():
+    """A sign-on's ``code`` and ``id_token_hint`` come in the query, and so in the next page's referer."""
+    text = configuration()
+    formats = dict(re.findall(r"^ +log_format (\w+) ([^;]+);", text, re.MULTILINE))
+    logs = re.findall(r"^ +access_log (\S+) ?(\w*);", text, re.MULTILINE)
+    assert {name for path, name in logs if path != "off"} == formats.keys()
+    for shown in formats.values():
+        assert "$uri" in shown
+        assert not re.search(r"\$(request|request_uri|args|arg_\w+|query_string|http_referer)\b", shown)
+
+
+def test_a_service_that_hangs_is_told_in_words_as_one_that_is_down_is():
+    text = configuration()
+    for site in sites.sites(pillar()):
+        own = text.partition(f"server_name {site['public']};")[2].partition("    server {")[0]
+        assert "error_page 502 504 @down;" in own
+    # For the API, too.
+    assert re.findall(r"^( *)proxy_connect_timeout 5s;", text, re.MULTILINE) == ["    "]
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,34 @@ def test_two_instances_on_one_node_share_its_memory(world):
     assert slot_rules.misfits(merged, table, world.models, [Node("node 0", need - 1, ("node0", "node1"))])
 
 
+def test_instances_on_one_node_replace_one_after_the_other_beside_what_stays(world):
+    merged = world.effective()
+    table = slots.resolve(merged, slot_tables.THREADS)
+    need = sum(slot_rules.needs(merged, one, world.models.get(one.model, Model())) for one in table.residents)
+    node = [Node("node 0", need + 6 * 2**30, ("node0", "node1"))]
+    replaced, staying = {"node1": 3 * 2**30, "node0": 2 * 2**30}, {"node1": 2 * 2**30, "node0": 2**30}
+    assert slot_rules.misfits(merged, table, world.models, node, replaced, staying) == []
+    staying["node0"] += 1
+    (problem,) = slot_rules.misfits(merged, table, world.models, node, replaced, staying)
+    assert "3.0 GiB of what is replaced" in str(problem)
+    assert "3.0 GiB that clients loaded by other names" in str(problem)
+
+
+def test_a_control_group_limits_the_models_of_all_nodes_together(world):
+    merged = world.effective()
+    table = slots.resolve(merged, slot_tables.THREADS)
+    need = sum(slot_rules.needs(merged, one, world.models.get(one.model, Model())) for one in table.residents)
+    bindings = {name: {"node": number, "memory": need} for number, name in enumerate(["node0", "node1"])}
+    reserve = 2**30
+    assert slot_rules.nodes(bindings, reserve, None) == [
+        Node("NUMA node 0", need - reserve, ("node0",)), Node("NUMA node 1", need - reserve, ("node1",))
+    ]  # fmt: skip
+    whole = slot_rules.nodes(bindings, reserve, need + reserve)
+    assert slot_rules.misfits(merged, table, world.models, whole) == []
+    (problem,) = slot_rules.misfits(merged, table, world.models, slot_rules.nodes(bindings, reserve, need))
+    assert "models that fit the control group of all services, which has" in str(problem)
+
+
 def test_unknown_models_are_no_alarm(world):
     merged = world.effective()
     table = slots.resolve(merged, slot_tables.THREADS)

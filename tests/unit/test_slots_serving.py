@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from aiplatform import slots
+from aiplatform import numa, slots
+from aiplatform import serving as serving_module
 from aiplatform.errors import NotFoundError, PlatformError
 from aiplatform.ollama import ModelNotFound, normalise
 from aiplatform.serving import Serving
@@ -27,17 +28,21 @@ class Ollama:
         self.runners: dict[str, dict] = {}
         self.log: list[str] = []
 
-    def add(self, name: str, weights: str, parameters: dict | None = None, system: str = ""):
+    def add(self, name: str, weights: str, parameters: dict | None = None, system: str = "", size: int = 1):
         content = {"weights": weights * 64, "parameters": parameters or {}, "system": system}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        self.models[normalise(name)] = {**content, "name": normalise(name), "digest": digest}
+        self.models[normalise(name)] = {**content, "name": normalise(name), "digest": digest, "size": size}
+
+    def health(self):
+        return True
 
     def tags(self):
-        return [{"name": one["name"], "digest": one["digest"], "size": 1} for one in self.models.values()]
+        return [{key: one[key] for key in ("name", "digest", "size")} for one in self.models.values()]
 
     def ps(self):
         return [
-            {"name": one["name"], "digest": one["digest"], "context_length": one["options"].get("num_ctx", 4096)}
+            {key: one[key] for key in ("name", "digest", "size")}
+            | {"context_length": one["options"].get("num_ctx", 4096)}
             for one in self.runners.values()
         ]
 
@@ -69,7 +74,7 @@ class Ollama:
         self.log.append(f"create {name}")
         base = self._model(fields["from"])
         parameters = {**base["parameters"], **fields["parameters"]}
-        self.add(name, base["weights"][0], parameters, fields.get("system", base["system"]))
+        self.add(name, base["weights"][0], parameters, fields.get("system", base["system"]), base["size"])
         yield {"status": "success"}
 
     def delete(self, name):
@@ -85,9 +90,7 @@ class Ollama:
         options = {key: value for key, value in model["parameters"].items() if key in slots.LOAD_OPTIONS}
         runner = self.runners.get(model["weights"])
         if runner is None or runner["options"] != options:
-            self.runners[model["weights"]] = {
-                "name": model["name"], "digest": model["digest"], "options": options
-            }  # fmt: skip
+            self.runners[model["weights"]] = model | {"options": options}
 
     def unload(self, name, **_):
         self.log.append(f"unload {name}")
@@ -118,7 +121,8 @@ def resident(number: int, model: str, num_ctx: int = 2048, aliases=(), instance:
 
 
 @pytest.fixture
-def ollama():
+def ollama(monkeypatch):
+    monkeypatch.setattr(serving_module, "GONE_SECONDS", 0)
     server = Ollama()
     for name, weights in (("a:1", "a"), ("b:1", "b"), ("c:1", "c")):
         server.add(name, weights)
@@ -169,6 +173,15 @@ def test_rotation_loads_before_it_moves_the_alias_and_unloads_last(ollama):
     ]  # fmt: skip
 
 
+def test_a_load_finds_its_weights_in_no_page_cache_and_leaves_none_there(ollama, monkeypatch):
+    """Else they come from, or stay on, the memory of the node that read them first."""
+    monkeypatch.setattr(ollama, "blob", lambda weights: weights)
+    monkeypatch.setattr(numa, "evict", lambda weights: ollama.log.append(f"evict {weights[0]}"))
+    converged(ollama, resident(5, "b:1"))
+    steps = [entry for entry in ollama.log if entry.startswith(("evict", "load"))]
+    assert steps == ["evict b", "load slot-5:next", "evict b"]
+
+
 def test_a_model_that_goes_may_end_its_answers_first(ollama):
     """Ollama says yes at once, and unloads when the last answer has ended."""
     busy, unload = [3], ollama.unload
@@ -187,6 +200,26 @@ def test_a_model_that_goes_may_end_its_answers_first(ollama):
     ollama.unload, ollama.ps = later, ps
     converged(ollama, resident(5, "c:1"))
     assert busy[0] <= 0
+
+
+def test_a_model_that_a_late_request_loads_again_is_unloaded_again(ollama, monkeypatch):
+    """A request took the old model before its name moved, and waited for the runner to go."""
+    monkeypatch.setattr(serving_module, "GONE_SECONDS", 0.3)
+    looks, ps = [], ollama.ps
+
+    def late():
+        if "unload b:1" in ollama.log:
+            looks.append(1)
+            if len(looks) == 3:
+                ollama.runners.update(before)
+        return ps()
+
+    converged(ollama, resident(5, "b:1"))
+    before = dict(ollama.runners)
+    ollama.ps = late
+    converged(ollama, resident(5, "c:1"))
+    assert ollama.log.count("unload b:1") == 2
+    assert list(ollama.runners) == ["c" * 64]
 
 
 def test_swapped_slots_are_not_loaded_again(ollama):
@@ -282,6 +315,25 @@ def test_an_embedding_model_has_a_place_beside_the_slots(ollama):
 def test_a_model_that_is_not_there_is_no_silent_pull(ollama):
     with pytest.raises(PlatformError, match=r"z:1 is not in the store; where: slots\.1\.model"):
         serving(ollama, resident(1, "z:1")).converge()
+
+
+def test_a_move_that_breaks_off_says_what_each_slot_serves_now_and_is_carried_on(ollama, monkeypatch):
+    coder = Alias("coder", "x")
+    converged(ollama, resident(5, "b:1", aliases=[coder]))
+
+    def break_off(names):
+        (staged, name), _ = names.items()
+        Ollama.take_places(ollama, {staged: name})
+        raise PlatformError("The names cannot be given their model")
+
+    monkeypatch.setattr(ollama, "take_places", break_off)
+    with pytest.raises(PlatformError, match=r"next: slot-5 serves c:1; mend"):
+        serving(ollama, resident(5, "c:1", aliases=[coder])).converge()
+    # Names that have moved keep what they have moved to, the other one keeps the old model.
+    assert ollama.runners.keys() == {"b" * 64, "c" * 64}
+    monkeypatch.undo()
+    converged(ollama, resident(5, "c:1", aliases=[coder]))
+    assert "move slot-5" not in ollama.log
 
 
 def test_a_slot_that_will_not_load_is_an_error(ollama):

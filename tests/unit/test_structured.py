@@ -62,6 +62,17 @@ def test_a_schema_that_is_none_is_refused_before_anything_is_sent(httpserver, ca
     assert not httpserver.log
 
 
+@pytest.mark.parametrize("schema", ["integer", [], 7])
+def test_a_schema_that_is_no_mapping_is_refused(caller, schema):
+    with pytest.raises(ollama.RequestRefused, match="JSON Schema"):
+        structured.extract(caller, "m", "Who?", EVIDENCE, schema)
+
+
+def test_an_answer_nested_too_deeply_is_invalid():
+    assert structured.read("[" * 100_000, SCHEMA)[1][0].startswith("no JSON")
+    assert structured.read("{}", {"$ref": "#"}) == (None, ["nested too deeply"])
+
+
 def test_nothing_is_fetched_for_a_reference(httpserver, caller):
     answers(httpserver, said("{}"))
     with pytest.raises(ollama.RequestRefused, match="another document"):

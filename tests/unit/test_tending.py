@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from salt.exceptions import CommandExecutionError
 
 from _beacons import slots_cold
 from _modules import model_slots
@@ -182,3 +183,26 @@ def test_a_warmup_that_fails_is_told(host, monkeypatch):
     monkeypatch.setattr(model_slots, "warm_up", fail)
     with pytest.raises(PlatformError, match="node1 is cold"):
         host.tend()
+
+
+def test_an_instance_that_stays_cold_does_not_keep_the_others_cold(host, monkeypatch):
+    """Neither where its warm-up fails, nor where its unit cannot be restarted."""
+
+    def restart(unit):
+        raise CommandExecutionError(f"{unit} is masked")
+
+    def warm(name):
+        host.calls.append(("warm", name))
+        if name == "node1":
+            raise PlatformError("node1 is cold")
+
+    host.salt["service.restart"] = restart
+    monkeypatch.setattr(model_slots, "warm_up", warm)
+    found(monkeypatch, node1="not loaded: slot-1 (a:1)", node0="not loaded: slot-3 (c:1)")
+    with pytest.raises(PlatformError, match="node1 is cold"):
+        host.tend()
+    assert host.calls == [("warm", "node1"), ("warm", "node0")]
+    found(monkeypatch, node1=tending.SILENT, node0="not loaded: slot-3 (c:1)")
+    with pytest.raises(PlatformError, match=r"ollama\.service is masked"):
+        host.tend()
+    assert host.calls[2:] == [("warm", "node0")]

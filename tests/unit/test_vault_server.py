@@ -13,7 +13,7 @@ from _runners import vault_server as runner
 from _states import vault_server as states
 from aiplatform import vault, vault_host
 from aiplatform.errors import PlatformError
-from aiplatform.settings import read_yaml
+from aiplatform.settings import PillarError, read_yaml
 from tests.conftest import CHECKOUT
 
 PILLAR = {
@@ -229,6 +229,12 @@ class TestRunner:
         salt["salt.execute"] = MagicMock(return_value=reply)
         assert runner.Minion("ai").facts() == {}
 
+    def test_a_pillar_that_is_refused_is_the_comment_of_the_set_up(self, master, monkeypatch):
+        monkeypatch.setattr(runner.platform_settings, "load", MagicMock(side_effect=PillarError(["a.b: is 1"])))
+        ret = master.setup_master()
+        assert (ret["result"], ret["retcode"]) == (False, 1)
+        assert "a.b: is 1" in ret["comment"]
+
     def test_status_of_a_vault_that_is_down_is_a_failure(self, master):
         PILLAR["platform"]["hosts"]["ai"]["address"] = "127.0.0.1"
         try:
@@ -244,7 +250,7 @@ class TestRunner:
 )
 def test_vault_is_watched_where_the_master_can_unseal_it(automatic, pgp_keys, enabled):
     vault = PILLAR["vault"] | {"auto_unseal": automatic, "pgp_keys": pgp_keys}
-    salt = {"vault_server.is_host": lambda: True, "vault_server.configuration": dict}
+    salt = {"vault_server.is_host": lambda: True, "vault_server.configuration": dict, "vault_server.hosts_file": str}
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined)  # noqa: S701 (no HTML)
     environment.filters["json"] = json.dumps  # Salt's own
     template = environment.from_string((CHECKOUT / "salt/vault/init.sls").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -12,6 +13,12 @@ from aiplatform.checks import Host, run
 TOKEN = "77:a-token"
 
 
+def at_work(name="x_bot", seconds=10):
+    """A bot's unit, as systemd shows it."""
+    at = (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds")
+    return {"ActiveState": "active", "StatusText": f"answering as @{name}, heard from Telegram at {at}"}
+
+
 @dataclass
 class World:
     """A host on which all is well, to be spoilt."""
@@ -19,18 +26,19 @@ class World:
     server: object
     token: str = TOKEN
     known: str = TOKEN
-    shown: dict = field(default_factory=lambda: {"ActiveState": "active", "StatusText": "answering as @x_bot"})
+    shown: dict = field(default_factory=at_work)
     config: dict = field(
         default_factory=lambda: {"oauth": {"providers": {"oidc": "P"}}, "features": {"enable_signup": False}}
     )
     closed: int = 401
     vector: list = field(default_factory=lambda: [0.1, 0.2])
 
-    def host(self, roles=("ai_server",)):
+    def host(self, roles=("ai_server",), vault=None):
         port = self.server.port
         pillar = {
             "roles": list(roles),
-            "platform": {"hosts": {"ai": {"address": "127.0.0.1"}}},
+            "platform": {"hosts": {"ai": {"address": "127.0.0.1", "roles": ["ai_server"]}}},
+            "vault": {"host": vault},
             "services": {"qdrant": {"port": port}, "openwebui": {"port": port}},
             "openwebui": {"embedding": "embedding"},
             "openclaw": {"telegram_url": f"http://127.0.0.1:{port}/telegram"},
@@ -70,6 +78,7 @@ def test_all_is_well(world):
 
 def test_another_host_is_not_asked(world):
     assert verify_chat.checks(world.host(roles=("nginx_proxy",))) == {}
+    assert verify_chat.checks(world.host(vault="another")) == {}
 
 
 def test_a_bot_without_a_token_is_no_fault(world):
@@ -83,7 +92,10 @@ def test_a_bot_without_a_token_is_no_fault(world):
         ({"closed": 200}, {"qdrant_key", "chat_closed"}),
         ({"shown": {"ActiveState": "failed", "StatusText": ""}}, {"bot"}),
         ({"shown": {"ActiveState": "active", "StatusText": ""}}, {"bot"}),
-        ({"shown": {"ActiveState": "active", "StatusText": "answering as @old_bot"}}, {"bot"}),
+        ({"shown": {"ActiveState": "active", "StatusText": "answering as @x_bot"}}, {"bot"}),
+        ({"shown": at_work("old_bot")}, {"bot"}),
+        ({"shown": at_work() | {"ActiveState": "deactivating"}}, {"bot"}),
+        ({"shown": at_work(seconds=100)}, {"bot"}),
         ({"known": "77:another"}, {"bot"}),
         ({"config": {"oauth": {"providers": {}}, "features": {}}}, {"chat_sign_on"}),
         ({"config": {"oauth": {"providers": {"oidc": "P"}}, "features": {"enable_signup": True}}}, {"chat_sign_on"}),

@@ -260,4 +260,5 @@ def test_a_vault_without_sign_on_is_found(site, monkeypatch):
 
 
 def test_the_way_into_vault_is_looked_at_where_vault_is():
-    assert "sign_on_vault" not in findings(PILLAR | {"vault": {"host": "another"}})
+    assert "sign_on_vault" in findings()
+    assert findings(PILLAR | {"vault": {"host": "another"}}) == {}

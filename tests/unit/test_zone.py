@@ -110,6 +110,31 @@ def test_a_file_that_is_no_zone_is_refused(text):
         edited(text)
 
 
+MARKED = f"{edited('')}printer IN A 192.0.2.50\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        MARKED.replace(zone.END, ""),
+        MARKED.replace(zone.BEGIN, ""),
+        MARKED + zone.BEGIN + "\n" + zone.END + "\n",
+        MARKED.replace(zone.BEGIN, "").replace(zone.END, zone.END + "\n" + zone.BEGIN),
+    ],
+    ids=["no end", "no begin", "two", "the wrong way round"],
+)
+def test_a_block_whose_marks_are_no_pair_is_refused(text):
+    """A block without its end went on to the next one's: the records between were lost."""
+    with pytest.raises(PlatformError, match=r"no pair(?s:.*)put back the line"):
+        edited(text)
+
+
+def test_a_block_without_both_marks_is_made_anew_and_the_rest_stays():
+    made = edited(MARKED.replace(zone.BEGIN, "").replace(zone.END, ""))
+    assert addresses(made) == addresses(MARKED)
+    assert edited(made) == made
+
+
 @pytest.mark.parametrize(
     ("present", "expected"),
     [

@@ -104,7 +104,7 @@ def put(place: Any, name: str, rule: Any) -> None:
 
 def enforce() -> None:
     """Put the rules in the place of upstream's functions."""
-    send, choose = ollama.send_request, ollama.get_ollama_url
+    send, choose, offered = ollama.send_request, ollama.get_ollama_url, ollama.validate_ollama_backend_idx
     sign_in, user_of_key = auth.create_signin_response, auth.get_current_user_by_api_key
 
     async def send_plain(url: str, *args: Any, payload: Any = None, **more: Any) -> Any:
@@ -112,6 +112,10 @@ def enforce() -> None:
 
     async def choose_by_model(request: Any, model: str, _url_idx: int | None = None, user: Any = None) -> Any:
         return await choose(request, model, None, user)
+
+    async def offered_to_anybody(request: Any, model: str, url_idx: int | None, user: Any) -> None:
+        # Upstream lets an administrator load whatever is in the store on any instance.
+        await offered(request, model, url_idx, user.model_copy(update={"role": "user"}))
 
     async def sign_in_and_note(request: Any, user: Any, *args: Any, **more: Any) -> Any:
         answer = await sign_in(request, user, *args, **more)
@@ -128,6 +132,7 @@ def enforce() -> None:
     logging.getLogger("uvicorn.access").addFilter(lambda _record: False)
     put(ollama, "send_request", send_plain)
     put(ollama, "get_ollama_url", choose_by_model)
+    put(ollama, "validate_ollama_backend_idx", offered_to_anybody)
     put(oauth.OAuthManager, "get_user_role", role_by_claim)
     put(auth, "create_signin_response", sign_in_and_note)
     put(auth, "get_current_user_by_api_key", user_of_fresh_key)
