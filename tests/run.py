@@ -21,12 +21,12 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 ARTIFACTS = CHECKOUT / "tests" / "artifacts"
 LAB = [sys.executable, "-m", "lab"]
 # The seconds that a stage or a test should take. Longer is told and fails nothing: it depends on the machine.
-WANTED = {"lab-up": 1500, "test_a_second_deploy_changes_nothing": 10, "all stages": 3600}
+WANTED = {"lab-up": 1500, "test_a_second_deploy_changes_nothing": 10, "all stages": 2700}
 
 
 @dataclass
 class Stage:
-    """One stage and what came of it: counts, seconds, the reasons of what was skipped, and what was slower than wanted.
+    """One stage and what came of it: counts, seconds, why tests failed or were skipped, what was slower than wanted.
 
     One that takes longer than ``limit`` seconds has failed.
     """
@@ -41,6 +41,7 @@ class Stage:
     skipped: int = 0
     seconds: float = 0.0
     skips: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
     slow: list[str] = field(default_factory=list)
 
     @property
@@ -64,19 +65,18 @@ def stages() -> list[Stage]:
         Stage("lint", ["tests/lint.sh"]),
         pytest_stage("unit", "tests/unit --numprocesses=auto"),
         Stage("artifacts", [*LAB, "artifacts"]),
-        # In this order, since one file of the first takes as long as half of all others.
         pytest_stage(
-            "servers",
-            "tests/integration tests/functional tests/numa -m 'not timed' "
-            "--numprocesses=2 --dist=loadfile --no-loadscope-reorder",
-            "artifacts",
+            "servers", "tests/numa tests/functional -m 'not timed' --numprocesses=2 --dist=loadfile", "artifacts"
         ),
         pytest_stage("timed", "tests/functional -m timed", "artifacts"),
         Stage("lab-up", [*LAB, "up"], needs="artifacts"),
         Stage("lab-again", [*LAB, "up"], needs="lab-up", limit=60),
         pytest_stage("lab-timed", "tests/lab -m timed", "lab-up"),
-        # Two lanes: the lab's hosts, and hosts that tests make for themselves (tests/lab/conftest.py).
-        pytest_stage("lab", "tests/lab -m 'not timed' --verbose --numprocesses=2 --dist=loadscope", "lab-up"),
+        # Two lanes: the lab's hosts; and what needs none of them, a master and minions of its own among it
+        # (tests/lab/conftest.py).
+        pytest_stage(
+            "lab", "tests/lab tests/integration -m 'not timed' --verbose --numprocesses=2 --dist=loadscope", "lab-up"
+        ),
         Stage("lab-down", [*LAB, "down"]),
         pytest_stage("down", "tests/down", "lab-down"),
     ]
@@ -104,11 +104,14 @@ def count(stage: Stage) -> None:
     for case in ET.parse(stage.junit).iter("testcase"):  # noqa: S314 (written by pytest just now)
         stage.slow += slower(case.get("name", ""), float(case.get("time", 0)))
         skip = case.find("skipped")
-        if case.find("failure") is not None or case.find("error") is not None:
+        name = f"{case.get('classname')}::{case.get('name')}"
+        broken = next((part for kind in ("failure", "error") if (part := case.find(kind)) is not None), None)
+        if broken is not None:
             stage.failed += 1
+            stage.failures.append(f"{name}: {(broken.get('message') or '').partition(chr(10))[0]}")
         elif skip is not None:
             stage.skipped += 1
-            stage.skips.append(f"{case.get('classname')}::{case.get('name')}: {skip.get('message')}")
+            stage.skips.append(f"{name}: {skip.get('message')}")
         else:
             stage.passed += 1
 
@@ -147,8 +150,10 @@ def main() -> int:
     (ARTIFACTS / "timings.md").write_text(table + "\n")
     (ARTIFACTS / "timings.json").write_text(json.dumps([asdict(s) for s in done], indent=2) + "\n")
     print(f"\n{table}")
-    for line in (line for s in done for line in s.skips):
-        print(f"skipped: {line}")
+    told = [f"skipped: {line}" for s in done for line in s.skips]
+    told += [f"failed: {line}" for s in done for line in s.failures]
+    for line in told:
+        print(line)
     passed, failed, skipped = (sum(getattr(s, key) for s in done) for key in ("passed", "failed", "skipped"))
     print(f"total: {passed} passed, {failed} failed, {skipped} skipped")
     return 1 if failed else 0

@@ -45,7 +45,6 @@ PHASE = """\
 WORK = """\
 #!/bin/sh
 echo "$2 $3 begin $(date +%s.%N)" >> "$1/log"
-sleep "$(cat "$1/seconds")"
 while [ -e "$1/hold-$2" ]; do sleep 0.1; done
 echo "$2 $3 end $(date +%s.%N)" >> "$1/log"
 if [ -e "$1/fail-$2-$3" ]; then echo "$2 is broken" >&2; exit 1; fi
@@ -105,10 +104,6 @@ class Site:
         path = self.path / f"fail-{phase}-{host}"
         path.touch() if broken else path.unlink(missing_ok=True)
 
-    def take(self, seconds):
-        """Make every phase take so long."""
-        (self.path / "seconds").write_text(str(seconds))
-
     def hold(self, phase, held=True):
         """Keep a phase from ending, or let it end."""
         path = self.path / f"hold-{phase}"
@@ -139,7 +134,6 @@ class Site:
             path.unlink()
         (self.path / "settled").unlink(missing_ok=True)
         self._record.unlink(missing_ok=True)
-        self.take(0)
         self.edit()
         self.log()
 

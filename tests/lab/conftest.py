@@ -19,16 +19,20 @@ from lab import topology
 HOSTS = ("salt_master", "nginx_proxy", "ai_server", "coredns_host", "workstation")
 
 
-# These make a host of their own and leave the lab's alone, so they run beside all others.
+# These make a host of their own and leave the lab's alone.
 APART = {"test_ollama_container", "test_prediction", "test_single", "test_single_platform"}
 SPARE = topology.Host("spare", 61, topology.BARE.image, topology.BARE.memory, minion=False)
 
 
 class Lanes(LoadScopeScheduling):
-    """Two lanes, for two workers: in each, one test after the other, in their order."""
+    """Two lanes, for two workers: in each, one test after the other, in their order.
+
+    One is the lab's own hosts'. What leaves those alone, here and in other folders, runs beside it.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "apart" if Path(nodeid.partition("::")[0]).stem in APART else "together"
+        path = Path(nodeid.partition("::")[0])
+        return "together" if path.parent.name == "lab" and path.stem not in APART else "apart"
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Lanes:
