@@ -52,7 +52,7 @@ master: ## make this server the Salt master of one's own hosts (root)
 single: ## make this server one without a master (root); docs/single.md
 	@etc/install-single.sh
 
-soak: lab ## 10,000 hostile requests; servers killed; twenty rotations under load; binding; one server; make lab killed (results in docs)
+soak: lab ## 10,000 hostile requests; servers killed; twenty rotations under load; binding; one server; a Consul agent; make lab killed (results in docs)
 	@trap 'exit 130' INT
 	@failed=()
 	@soak() { $(PYTEST) "$$@" || failed+=("$$@"); }
@@ -60,7 +60,7 @@ soak: lab ## 10,000 hostile requests; servers killed; twenty rotations under loa
 	@FAILURES=docs soak tests/soak/test_failures.py
 	@ROTATIONS=20 ROTATION_RESULTS=docs/rotation-soak.json soak tests/soak/test_rotation.py
 	@SINGLE_RESULTS=docs/single-platform.json soak tests/soak/test_single_platform.py
-	@soak tests/soak/test_master.py tests/soak/test_binding.py tests/soak/test_interrupted.py
+	@soak tests/soak/test_master.py tests/soak/test_binding.py tests/soak/test_discovery.py tests/soak/test_interrupted.py
 	@[ $${#failed[@]} -eq 0 ] || { echo "Failed: $${failed[*]}" >&2; exit 1; }
 
 lint: $(READY) ## every linter

@@ -72,23 +72,32 @@ def env_text() -> str:
     return ollama_places.env_text(ollama_places.place(__pillar__))
 
 
-def run(model: str, prompt: str, instance: str = "", num_predict: int = 256, deadline: float = 300.0) -> str:
+def run(
+    model: str,
+    prompt: str,
+    instance: str = "",
+    num_predict: int = 256,
+    temperature: float | None = None,
+    deadline: float = 300.0,
+) -> str:
     """Return a model's answer to one prompt, as text.
 
     model, prompt, instance
         Who is asked what.
     num_predict, deadline
         How many tokens the answer has at most, and how many seconds it may take, up to three tries included.
+    temperature
+        How freely words are drawn, in place of the model's own; at 0 the same question has the same answer.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt-call ollama.run llama3.2:3b 'Why is the sky blue?'
+        salt-call ollama.run llama3.2:3b 'Why is the sky blue?' temperature=0
     """
     client = api.Client(_place(instance).url)
     limits = api.Limits(connect=3.0, read=deadline, total=deadline)
-    options = {"num_predict": num_predict}
+    options = {"num_predict": num_predict} | ({} if temperature is None else {"temperature": temperature})
     with calling.counted(client, __pillar__["ollama"].get("metrics_file")) as caller:
         return caller.generate(model, str(prompt), limits=limits, deadline=deadline, options=options).text
 

@@ -209,14 +209,16 @@ def _rotate(number: int, model: str | None, force: bool, test: bool) -> dict[str
         return rotation.data(number, wanted, path, [{host: {} for host in hosts}], 0, 0, test=True)
     before, edited = path.read_text(encoding="utf-8"), time.time()
     pillar_edit.write(path, pillar_edit.slot_model(before, number, model, force))
-    try:
-        settings.load(__opts__)
-    except PlatformError:
-        pillar_edit.write(path, before)
-        raise
     done = [_apply(hosts, "state.high", rotation.states(wanted, number))]
     if not any(outcome.failures_of("models", host, answer) for host, answer in done[0].items()):
         done.append(_apply(hosts, "state.apply", "models"))
+    else:
+        # A host refuses a wrong pillar as well, so its answer is not kept waiting for this look.
+        try:
+            settings.load(__opts__)
+        except PlatformError:
+            pillar_edit.write(path, before)
+            raise
     # Outside of states a minion answers by the pillar it last got.
     _ask(hosts, "saltutil.refresh_pillar", {"wait": True})
     return rotation.data(number, wanted, path, done, edited, time.time())

@@ -17,7 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import builds
-from lab.settings import COREDNS_VERSION, FILE_PORT, OLLAMA_VERSION, VAULT_VERSION, LabError, address, cache, folder
+from lab.settings import (
+    CONSUL_VERSION,
+    COREDNS_VERSION,
+    FILE_PORT,
+    OLLAMA_VERSION,
+    VAULT_VERSION,
+    LabError,
+    address,
+    cache,
+    folder,
+)
 from lab.steps import Step
 
 TRY_SECONDS = 8
@@ -100,6 +110,16 @@ COREDNS = Artifact(
     recipe=builds.coredns_recipe,
 )
 ALL = (OLLAMA, VAULT, COREDNS)
+# No part of the platform: tests/soak looks at the record that the platform writes for an agent.
+CONSUL = Artifact(
+    name="consul",
+    version=CONSUL_VERSION,
+    file=f"consul_{CONSUL_VERSION}_linux_amd64.zip",
+    upstream=f"https://releases.hashicorp.com/consul/{CONSUL_VERSION}",
+    sums=f"consul_{CONSUL_VERSION}_SHA256SUMS",
+    build=builds.consul,
+    recipe=builds.consul_recipe,
+)
 
 
 def sha256(path: Path) -> str:

@@ -47,6 +47,9 @@ def ensure_packages(names: list[str], why: str) -> None:
             raise LabError(f"{why} needs {', '.join(absent)}. Install them (apt-get install ...) or run this as root.")
         env = {"DEBIAN_FRONTEND": "noninteractive"}
         lock = ["-o", "DPkg::Lock::Timeout=300"]
+        # An installation that was interrupted is carried on: nothing can be installed before. While another one is at
+        # work this is refused; apt-get then waits.
+        run(["dpkg", "--configure", "-a"], log="apt", env=env, check=False)
         run(["apt-get", "-qq", "update"], log="apt", env=env)
         run(["apt-get", "-qq", *lock, "install", "--no-install-recommends", *absent], log="apt", env=env)
 

@@ -106,7 +106,7 @@ def test_one_command_from_nothing_to_a_model_that_answers(machine):
     }
     assert MODEL in machine.digests()
     assert changes(machine.apply()) == {}
-    _, answer = machine.call("ollama.run", MODEL, "Say hello.", "num_predict=4")
+    _, answer = machine.call("ollama.run", MODEL, "Say hello.", "num_predict=8", "temperature=0")
     assert answer.strip()
 
 
@@ -244,7 +244,7 @@ def test_natively_its_unit_takes_the_containers_place_and_the_volume_stays(serve
         assert served.run("docker ps -aq").stdout == ""
         assert "ollama_data" in served.run("docker volume ls -q").stdout.split()
         assert served.run("systemctl is-active ollama").stdout.strip() == "active"
-        _, answer = served.call("ollama.run", MODEL, "Say hello.", "num_predict=4")
+        _, answer = served.call("ollama.run", MODEL, "Say hello.", "num_predict=8", "temperature=0")
         assert answer.strip()
         assert changes(served.apply()) == {}
     finally:

@@ -1,13 +1,10 @@
-"""The firewall's rules out of the table of services, judged by a small reading of them and by nft itself."""
+"""The firewall's rules out of the table of services, judged by a small reading of them; by nft: functional tests."""
 
 from __future__ import annotations
 
 import copy
 import ipaddress
-import os
 import re
-import shutil
-import subprocess
 from unittest.mock import Mock
 
 import pytest
@@ -214,22 +211,6 @@ def test_the_digest_follows_the_rules():
 def test_addresses_are_valid():
     for found in re.findall(r"saddr \{ ([^}]+) \}", firewall.ruleset(SETTINGS, "ai_server")):
         assert [ipaddress.ip_address(address) for address in found.split(", ")]
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces are root's: run the tests as root")
-@pytest.mark.skipif(not (shutil.which("nft") and shutil.which("unshare")), reason="needs the package nftables")
-@pytest.mark.parametrize("host", ["ai_server", "coredns_host", "nginx_proxy", "stranger"])
-def test_nft_loads_it_twice_and_keeps_other_tables(tmp_path, host):
-    path = tmp_path / "rules.nft"
-    path.write_text(firewall.ruleset(SETTINGS, host))
-    steps = f"nft add table inet other && nft -c -f {path} && nft -f {path} && nft -f {path} && nft list ruleset"
-    done = subprocess.run(["unshare", "--net", "sh", "-c", steps], capture_output=True, text=True, check=False)
-    if done.returncode and "unshare" in done.stderr:
-        pytest.skip(f"no network namespace here: {done.stderr.strip()}")
-    assert done.returncode == 0, done.stderr
-    assert "table inet other" in done.stdout
-    assert done.stdout.count("table inet ai_platform") == 1
-    assert firewall.digest_of(done.stdout) == firewall.digest_of(path.read_text())
 
 
 # -- module and state ---------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Keycloak's package from Maven: half a file never counts, and a wrong one does not stay."""
+"""Builds: for which processor; of Keycloak's package half a file never counts, and a wrong one does not stay."""
 
 from __future__ import annotations
 
@@ -55,3 +55,17 @@ def test_a_package_that_is_kept_is_not_fetched_again(maven, tmp_path):
     for _ in range(2):
         builds.keycloak("1", tmp_path / "keycloak.zip")
     assert maven == []
+
+
+@pytest.mark.parametrize(
+    ("able", "level"),
+    [
+        ("fpu avx avx2 bmi1 bmi2 f16c fma abm movbe avx512f", "x86-64-v3"),
+        ("fpu avx f16c abm movbe", "native"),
+        (None, "native"),
+    ],
+)
+def test_a_build_asks_for_no_more_than_other_servers_and_qemu_have(monkeypatch, able, level):
+    told = "model name : one" if able is None else f"model name : one\nflags\t\t: {able}\n"
+    monkeypatch.setattr(builds.Path, "read_text", lambda _: told)
+    assert builds.ggml_flags() == f"-O3 -march={level}"

@@ -46,6 +46,19 @@ def test_on_another_system_the_packages_are_named(monkeypatch):
         machine.ensure_packages(["one"], "Building it")
 
 
+def test_an_installation_that_was_interrupted_is_carried_on_first(monkeypatch):
+    """As `make lab` killed while it installs leaves it: apt-get then refuses everything."""
+    done = []
+    monkeypatch.setattr(machine, "is_root", lambda: True)
+    monkeypatch.setattr(machine, "missing_packages", lambda names: names)
+    monkeypatch.setattr(machine.shutil, "which", lambda _name: "/usr/bin/apt-get")
+    monkeypatch.setattr(machine, "run", lambda argv, **_how: done.append(argv))
+    machine.ensure_packages(["one"], "Building it")
+    assert done[0] == ["dpkg", "--configure", "-a"]
+    assert [argv[0] for argv in done[1:]] == ["apt-get", "apt-get"]
+    assert "one" in done[-1]
+
+
 @pytest.fixture
 def engine():
     """A process that looks like an engine."""

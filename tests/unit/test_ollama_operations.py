@@ -214,6 +214,9 @@ def test_one_prompt_is_answered_with_text(mode, host, httpserver, monkeypatch, t
     monkeypatch.setitem(module.__pillar__["ollama"], "metrics_file", str(counted))
     assert module.run("m:1", "Hello") == "Good day"
     assert 'outcome="ok"} 1.0' in counted.read_text()
+    module.run("m:1", "Hello", num_predict=8, temperature=0)
+    asked = [request.get_json()["options"] for request, _ in httpserver.log]
+    assert asked == [{"num_predict": 256}, {"num_predict": 8, "temperature": 0}]
 
 
 def test_what_is_asked_of_the_server_goes_to_the_one_of_the_mode(mode, host, httpserver, monkeypatch):

@@ -187,7 +187,8 @@ def test_a_pillar_that_does_not_compile_with_it_is_put_back(master, pillar, monk
         return pillar
 
     monkeypatch.setattr(master.settings, "load", load)
-    assert master.rotate(5, "mistral:7b")["retcode"] == 1
+    master.answers["state.high"] = {"ai_server": ["Pillar failed to render"]}
+    assert master.rotate(5, "mistral:7b")["error"] == "The pillar is refused"
     assert master.file.read_text() == before
 
 
