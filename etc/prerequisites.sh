@@ -15,7 +15,7 @@ command -v gcc >/dev/null || missing+=(gcc)
 if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
   echo "Installing ${missing[*]}"
   # An installation that was interrupted is carried on: nothing can be installed before.
-  DEBIAN_FRONTEND=noninteractive dpkg --configure -a || true
+  [ -z "$(dpkg --audit)" ] || DEBIAN_FRONTEND=noninteractive dpkg --configure -a
   apt-get -qq update
   DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends "${missing[@]}" >/dev/null
 else
