@@ -25,6 +25,8 @@ SCHEMA = {
 }
 FORMAT = {"type": "json_schema", "json_schema": {"name": "colour", "schema": SCHEMA, "strict": True}}
 ASKED = [{"role": "user", "content": "A colour as JSON: its name, and whether it is red."}]
+# The likeliest words: drawn by chance, an answer of a small model may end before its first word.
+GREEDY = {"temperature": 0, "seed": 0}
 
 
 def timed(pieces: Any) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def native(address: str, key: str) -> dict[str, Callable[[], Any]]:
     """Calls of the client that Ollama publishes."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     api = ollama.Client(address, headers=headers, timeout=120)
-    options = {"num_predict": 12}
+    options, longer = GREEDY | {"num_predict": 12}, GREEDY | {"num_predict": 80}
 
     def stream() -> dict[str, Any]:
         parts = api.chat(MODEL, MESSAGES, stream=True, options=options)
@@ -52,7 +54,7 @@ def native(address: str, key: str) -> dict[str, Callable[[], Any]]:
         "coder": lambda: api.chat(CODER, MESSAGES, options=options).message.content,
         "stream": stream,
         "embeddings": lambda: [len(row) for row in api.embed(EMBEDDING, ["a", "b"]).embeddings],
-        "structured": lambda: json.loads(api.chat(MODEL, ASKED, format=SCHEMA).message.content),
+        "structured": lambda: json.loads(api.chat(MODEL, ASKED, format=SCHEMA, options=longer).message.content),
         "unknown": lambda: api.chat(UNKNOWN, MESSAGES).message.content,
         "pull": lambda: api.pull("tinyllama:latest").status,
         "delete": lambda: api.delete(MODEL).status,
@@ -64,7 +66,7 @@ def foreign(address: str, key: str) -> dict[str, Callable[[], Any]]:
     # The client insists on a key; without one it is told to leave the header out, call by call.
     more = {} if key else {"extra_headers": {"Authorization": openai.Omit()}}
     api = openai.OpenAI(base_url=f"{address}/v1", api_key=key or "none", timeout=120)
-    chat = partial(api.chat.completions.create, **more)
+    chat = partial(api.chat.completions.create, **more, **GREEDY)
 
     def stream() -> dict[str, Any]:
         parts = chat(model=MODEL, messages=MESSAGES, max_tokens=12, stream=True)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from aiplatform import completions
 from tests.lab.conftest import changed_or_failed
 
 INSTANCES = {"node1": 11434, "node0": 11435}
@@ -168,7 +169,8 @@ def test_each_filled_slot_is_loaded_and_pinned(ai_server, slots):
     ("alias", "instance"), [("llama-family", "node1"), ("coder-128k", "node0"), ("coder-32k", "node0")]
 )
 def test_an_alias_answers_without_a_load(ai_server, alias, instance):
-    body = json.dumps({"model": alias, "prompt": "Say hello.", "stream": False, "options": {"num_predict": 8}})
+    options = completions.GREEDY | {"num_predict": 8}
+    body = json.dumps({"model": alias, "prompt": "Say hello.", "stream": False, "options": options})
     command = ["curl", "-sf", f"http://127.0.0.1:{INSTANCES[instance]}/api/generate", "-d", body]
     answer = ai_server.json(command)
     assert answer["eval_count"] > 0

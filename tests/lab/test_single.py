@@ -149,7 +149,8 @@ def test_a_second_run_changes_nothing_and_a_dry_one_says_so(installed, server):
 def test_the_models_of_pillar_are_there_and_answer(installed, server):
     listed = json.loads(server.run(["curl", "-fsS", f"{server.url}/v1/models"]).stdout)["data"]
     assert [row["id"] for row in listed] == [MODEL]
-    body = {"model": MODEL, "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 4, "stream": True}
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 4}
+    body |= {"stream": True, "temperature": 0, "seed": 0}
     words = ["curl", "-fsS", "-m", "100", f"{server.url}/v1/chat/completions", "-d", json.dumps(body)]
     chunks = [line for line in server.run(words).stdout.splitlines() if line.startswith("data: ")]
     assert len(chunks) > 2
