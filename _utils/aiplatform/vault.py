@@ -109,7 +109,7 @@ def answers(client: hvac.Client) -> bool:
     """Whether a trusted Vault answers; for waiting."""
     try:
         seal(client)
-    except VaultUnreachableError:
+    except (VaultUnreachableError, VaultRefusedError):
         return False
     return True
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+
+# Below net.ipv4.ip_local_port_range: a port from that range may become that of another test's outgoing connection
+# between the look at it and the server's start.
+_candidates = iter(random.sample(range(20000, 32000, 2), 6000))
 
 
 def program(name: str, variable: str, default: Path) -> Path:
@@ -25,11 +30,18 @@ def program(name: str, variable: str, default: Path) -> Path:
     return path
 
 
-def free_port(address: str = "127.0.0.1") -> int:
-    """A port of a loopback address that nothing listens on."""
-    with socket.socket() as unused:
-        unused.bind((address, 0))
-        return int(unused.getsockname()[1])
+def free_port() -> int:
+    """A port that nothing listens on at any address, nor on its successor; the same one is not given twice."""
+    return next(port for port in _candidates if _is_free(port) and _is_free(port + 1))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
 
 
 def launch(argv: Sequence[str | Path], log: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:

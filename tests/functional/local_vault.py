@@ -20,7 +20,7 @@ from aiplatform.vault_keys import KeyStore
 from aiplatform.wait import until
 from lab.artifacts import VAULT
 from tests.conftest import CHECKOUT
-from tests.functional.local_server import launch, program
+from tests.functional.local_server import free_port, launch, program
 
 MINION = "ai_server"
 # Loopback, but not the address that the second listener has.
@@ -47,19 +47,6 @@ def binary() -> Path:
     return program("Vault", "AI_PLATFORM_VAULT", VAULT.unpacked / "vault")
 
 
-def two_free_ports() -> int:
-    """A port that is free together with its successor."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind((ADDRESS, 0))
-            port = first.getsockname()[1]
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except OSError:
-                continue
-            return port
-
-
 class LocalVault:
     """The process, its files, and what the master asks of its host."""
 
@@ -71,7 +58,7 @@ class LocalVault:
         self.pid_file = folder / "pid"
         self.login = dict(LOGIN)
         self.started: list[subprocess.Popen] = []  # kept, so that Python does not warn of them
-        self.port = two_free_ports()
+        self.port = free_port()  # and the next for its cluster
         self.store = KeyStore(folder / "keys")
         self.vault = read_yaml(CHECKOUT / "salt/vault/defaults.yaml")["vault"] | {"log_dir": str(folder / "log")}
         self.platform = {
@@ -102,7 +89,9 @@ class LocalVault:
         process = launch(argv, self.folder / "vault.log")
         self.started.append(process)
         self.pid_file.write_text(str(process.pid))
-        until(self._listens, 30, 0.1, f"Vault on {self.url}; its log: {self.folder / 'vault.log'}")
+        log = self.folder / "vault.log"
+        until(lambda: process.poll() is not None or self._listens(), 30, 0.1, f"Vault on {self.url}; its log: {log}")
+        assert process.poll() is None, f"Vault ended by itself:\n{log.read_text()}"
 
     def stop(self) -> None:
         if self.pid_file.exists():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import uuid
@@ -17,16 +16,11 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 
 from aiplatform import wait
 from tests.conftest import CHECKOUT
+from tests.functional.local_server import free_port
 
 PROGRAM = CHECKOUT / "lab/images/containers/qdrant/qdrant_stand_in.py"
 KEY = "a-key"
 TEXTS = ("cats purr", "dogs bark", "ships sail")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import traceback
 from pathlib import Path
 
 import pytest
@@ -318,6 +319,8 @@ def killed_at(server, owner, name, count, when):
         setattr(owner, name, deadly)
         try:
             server.bootstrap().run()
+        except BaseException:  # noqa: BLE001 - told, then the child ends at once
+            traceback.print_exc()  # what kept it from getting there
         finally:
             os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

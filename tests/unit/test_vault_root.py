@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
+import requests
 from hvac.exceptions import Forbidden, InternalServerError
 
 from aiplatform import vault, vault_bootstrap
@@ -80,3 +82,10 @@ def test_root_tokens_without_an_end_are_revoked_and_no_others(tokens, tmp_path):
         assert root.token == "limited"
         assert set(tokens.there) == {"limited", "narrow", "ending"}
     assert tokens.there == {"narrow": narrow, "ending": ending}
+
+
+@pytest.mark.parametrize("error", [requests.ConnectionError("refused"), InternalServerError("starting")])
+def test_a_vault_that_does_not_answer_well_yet_is_waited_for(monkeypatch, error):
+    client = vault.connect("https://192.0.2.1:8200", True)
+    monkeypatch.setattr(client.sys, "read_seal_status", Mock(side_effect=error))
+    assert vault.answers(client) is False
