@@ -20,6 +20,9 @@ from lab.settings import LAB, LabError, cache, folder
 # that it can, 51 and 305. On another processor: 24 tokens per second, and 13 without vector instructions.
 LEVEL = "x86-64-v3"
 NEEDED = {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"}
+# Vault's own tag for a build without the plugins for clouds and databases, none of which the platform uses: 1906
+# packages to compile instead of 2575.
+VAULT_TAGS = "minimal"
 HEADER_LOCK = LAB / "go" / "ollama" / "headers.txt"
 _toolchain = threading.Lock()
 HEADERS = ["g++", "nlohmann-json3-dev", "libstb-dev"]
@@ -47,7 +50,7 @@ def ollama_recipe() -> str:
 
 def vault_recipe() -> str:
     """See :class:`lab.artifacts.Artifact`."""
-    return sources_hash("vault")
+    return f"{sources_hash('vault')} {VAULT_TAGS}"
 
 
 def consul_recipe() -> str:
@@ -92,7 +95,9 @@ def packaged_go() -> str:
     return str(tool)
 
 
-def go_build(name: str, work: Path, ldflags: str, cgo: str = "", include: Path | None = None) -> Path:
+def go_build(
+    name: str, work: Path, ldflags: str = "", tags: str = "", cgo: str = "", include: Path | None = None
+) -> Path:
     """Build ``lab/go/<name>`` and return the binary."""
     source = work / "source"
     shutil.copytree(LAB / "go" / name, source)
@@ -100,8 +105,8 @@ def go_build(name: str, work: Path, ldflags: str, cgo: str = "", include: Path |
     env = {"CGO_ENABLED": "1" if cgo else "0", "GOFLAGS": "-mod=readonly"}
     if cgo:
         env |= {"CGO_CFLAGS": cgo, "CGO_CXXFLAGS": f"{cgo} -I{include}"}
-    argv: list[str | Path] = [go_tool(name), "build", "-trimpath", "-ldflags", f"-s -w {ldflags}", "-o", binary, "."]
-    run(argv, cwd=source, env=env, log=f"build-{name}")
+    argv: list[str | Path] = [go_tool(name), "build", "-trimpath", "-tags", tags, "-ldflags", f"-s -w {ldflags}"]
+    run([*argv, "-o", binary, "."], cwd=source, env=env, log=f"build-{name}")
     return binary
 
 
@@ -132,12 +137,12 @@ def miniaudio(work: Path) -> Path:
 
 def vault(version: str, work: Path) -> Path:
     """Build Vault and pack it as its release is."""
-    return zipped(go_build("vault", work, ""), f"vault_{version}_linux_amd64.zip")
+    return zipped(go_build("vault", work, tags=VAULT_TAGS), f"vault_{version}_linux_amd64.zip")
 
 
 def consul(version: str, work: Path) -> Path:
     """Build Consul and pack it as its release is."""
-    return zipped(go_build("consul", work, ""), f"consul_{version}_linux_amd64.zip")
+    return zipped(go_build("consul", work), f"consul_{version}_linux_amd64.zip")
 
 
 def zipped(binary: Path, name: str) -> Path:
@@ -188,7 +193,7 @@ def maven(name: str, version: str, target: Path) -> None:
 
 def coredns(version: str, work: Path) -> Path:
     """Build CoreDNS and pack it as its release is: a compressed tar with the one binary."""
-    binary = go_build("coredns", work, "")
+    binary = go_build("coredns", work)
     target = work / f"coredns_{version}_linux_amd64.tgz"
     run(["tar", "--owner=0", "--group=0", "-czf", target, "-C", binary.parent, binary.name])
     return target
