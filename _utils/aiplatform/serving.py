@@ -223,19 +223,21 @@ class Serving:
         self._release(resident.name)
 
     def _try(self, resident: Resident, wrong: Sequence[Alias]) -> None:
-        """Make what names are to take over, load it, and have each of them answer."""
+        """Make what names are to take over, load it, and have each of them answer; the first name first."""
+        first, others = wrong[:1], wrong[1:]
         with self._phase(resident, "stage"):
-            for alias in wrong:
+            for alias in first:
                 self._stage(resident, alias)
-        names = [slots.staged(alias.name) for alias in wrong] or [resident.name]
+        name = slots.staged(first[0].name) if first else resident.name
         with self._phase(resident, "load"):
-            self._load(resident, names[0])
+            self._load(resident, name)
         with self._phase(resident, "answer"):
-            self._prove(names[0])
-        if names[1:]:
+            self._prove(name)
+        if others:
             with self._phase(resident, "aliases"):
-                for name in names[1:]:
-                    self._prove(name)
+                for alias in others:
+                    self._stage(resident, alias)
+                    self._prove(slots.staged(alias.name))
 
     def _stage(self, resident: Resident, alias: Alias) -> None:
         name = slots.staged(alias.name)

@@ -168,7 +168,7 @@ def test_rotation_loads_before_it_moves_the_alias_and_unloads_last(ollama):
     converged(ollama, resident(1, "a:1"), resident(5, "c:1", aliases=[coder]))
     steps = [entry for entry in ollama.log if not entry.startswith("show")]
     assert steps == [
-        "create slot-5:next", "create coder:next", "load slot-5:next", "ask slot-5:next", "ask coder:next",
+        "create slot-5:next", "load slot-5:next", "ask slot-5:next", "create coder:next", "ask coder:next",
         "move slot-5", "move coder", "unload b:1",
     ]  # fmt: skip
 
