@@ -24,7 +24,6 @@ PROMPT = "Say hello."
 TOKENS = 16
 # How many models are tried where the first ones do not answer: an embedding model never does.
 CANDIDATES = 3
-NANOSECOND = 1e-9
 
 Functions = Mapping[str, Callable[..., Any]]
 
@@ -146,9 +145,9 @@ class Examination:
         for piece in self.client.generate(model, PROMPT, limits=limits, options={"num_predict": TOKENS}):
             first = first or piece.at
             last = piece.data
-        seconds = last.get("eval_duration", 0) * NANOSECOND
+        seconds = last.get("eval_duration", 0) / api.NANOSECONDS
         rate = last.get("eval_count", 0) / seconds if seconds else 0.0
-        return Answer(model, last.get("load_duration", 0) * NANOSECOND, first, last.get("eval_count", 0), rate)
+        return Answer(model, last.get("load_duration", 0) / api.NANOSECONDS, first, last.get("eval_count", 0), rate)
 
     # -- the entries ------------------------------------------------------------------------------------------
 

@@ -11,9 +11,8 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
-from aiplatform.ollama import Chunk, Limits, OllamaError, Timeout
+from aiplatform.ollama import NANOSECONDS, Chunk, Limits, OllamaError, Timeout
 
-NANOSECONDS = 1e9
 MILLISECONDS = 1000.0
 # Who counted the tokens of an answer: Ollama in its last piece, Ollama in a second answer with `logprobs`, or
 # nobody, so that each piece is taken for one token.

@@ -33,6 +33,7 @@ from aiplatform.ollama_wire import QUICK, Chunk, Limits, Wire
 __all__ = [
     "ANSWERING",
     "LOADING",
+    "NANOSECONDS",
     "PULLING",
     "QUICK",
     "BadReply",
@@ -57,6 +58,8 @@ __all__ = [
     "weights_digest",
 ]
 
+# The API's durations in a second.
+NANOSECONDS = 1e9
 DEFAULT_REGISTRY = "registry.ollama.ai"
 DEFAULT_URL = "http://127.0.0.1:11434"
 # The first one names the service, as containers of its network resolve it, the second one the port on their host.

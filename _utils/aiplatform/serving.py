@@ -15,7 +15,7 @@ from typing import Any
 from aiplatform import numa, slots, wait
 from aiplatform.blobs import Blobs
 from aiplatform.errors import NotFoundError, PlatformError, WaitTimeoutError
-from aiplatform.ollama import Client, Limits, OllamaError, ServerFailed
+from aiplatform.ollama import NANOSECONDS, Client, Limits, OllamaError, ServerFailed
 from aiplatform.slots import Alias, Resident
 from aiplatform.states import diff
 from aiplatform.store import Store
@@ -219,7 +219,7 @@ class Serving:
             self._take_back(resident, wrong)
             raise self._still_serving(resident, held, err) from err
         # Nothing to do, but where the runner was loaded by a name that has just got another system prompt.
-        self._load(resident, resident.name)
+        self._load(resident, resident.name, self._keep)
         self._release(resident.name)
 
     def _try(self, resident: Resident, wrong: Sequence[Alias]) -> None:
@@ -229,10 +229,12 @@ class Serving:
             for alias in first:
                 self._stage(resident, alias)
         name = slots.staged(first[0].name) if first else resident.name
-        with self._phase(resident, "load"):
-            self._load(resident, name)
-        with self._phase(resident, "answer"):
-            self._prove(name)
+        began = time.monotonic()
+        answering = self._load(resident, name, self._prove)
+        if answering is None:  # it was loaded already
+            answering = self._prove(name)
+        self._tell(resident.name, "load", time.monotonic() - began - answering)
+        self._tell(resident.name, "answer", answering)
         if others:
             with self._phase(resident, "aliases"):
                 for alias in others:
@@ -250,21 +252,27 @@ class Serving:
             pass
         self._store.refresh()
 
-    def _load(self, resident: Resident, name: str) -> None:
+    def _load(self, resident: Resident, name: str, ask: Callable[[str], float]) -> float | None:
+        """Load a resident by asking for one of its names; return what ``ask`` does, None where it is loaded."""
         weights = self._weights(resident)
         if self.runner(resident):
-            return
+            return None
         if weights not in self._loaded():
             self._room(resident)
         self._evict(weights)
-        self._client.load(name, limits=self._limits)
+        answering = ask(name)
         self._evict(weights)
         if self.runner(resident):
-            return
+            return answering
         # The same weights are loaded under a name that nobody remembers, and Ollama took that runner for good enough.
         self._client.load(name, keep_alive=0)
         self._await(lambda: weights not in self._loaded() | self._unknown(weights), f"{name} to be unloaded")
+        return ask(name)
+
+    def _keep(self, name: str) -> float:
+        """Load a name for good, without a question: no seconds of an answer."""
         self._client.load(name, limits=self._limits)
+        return 0
 
     def _unknown(self, weights: str | None) -> set[str | None]:
         """Return these weights where a runner is loaded that nobody remembers, which may be one of them."""
@@ -275,15 +283,23 @@ class Serving:
         if weights:
             numa.evict(self._blobs.blob(weights))
 
-    def _prove(self, name: str) -> None:
-        """Have a name answer with one token, or with a vector: a model may load and yet fail at its first question."""
+    def _prove(self, name: str) -> float:
+        """Have a name answer with one token, or with a vector: a model may load and yet fail at its first question.
+
+        The question loads what is not loaded: Ollama (0.17, ``Model.Capabilities``) reads the metadata of the weights
+        at each request, 0.14 s of a processor with a vocabulary of 262144 tokens. Returned are the answer's seconds
+        after the load.
+        """
         if not (self._store.about(name) or {"answers": True})["answers"]:
+            self._keep(name)
+            began = time.monotonic()
             self._client.embed(name, ["Hi"], limits=self._limits)
-            return
+            return time.monotonic() - began
         question = [{"role": "user", "content": "Hi"}]
-        # One token is no load option: the runner stays as it is.
-        for _ in self._client.chat(name, question, limits=self._limits, think=False, options={"num_predict": 1}):
-            pass
+        # One token is no load option: the runner stays as it is. A number on purpose: Ollama refuses the string "-1".
+        how = {"think": False, "keep_alive": -1, "options": {"num_predict": 1}}
+        *_, last = self._client.chat(name, question, limits=self._limits, **how)
+        return max(0.0, last.at - float(last.data.get("load_duration") or 0) / NANOSECONDS)
 
     def _take_back(self, resident: Resident, wrong: Sequence[Alias]) -> None:
         """Take away what was tried in vain, as far as the instance lets it be: the first error is the one to tell."""

@@ -12,7 +12,7 @@ import pytest
 from aiplatform import numa, slots
 from aiplatform import serving as serving_module
 from aiplatform.errors import NotFoundError, PlatformError
-from aiplatform.ollama import ModelNotFound, normalise
+from aiplatform.ollama import Chunk, ModelNotFound, normalise
 from aiplatform.serving import Serving
 from aiplatform.slots import Alias, Resident, Table
 from aiplatform.store import Store
@@ -64,7 +64,7 @@ class Ollama:
     def chat(self, name, messages, **_):
         self.log.append(f"ask {name}")
         self.load(name, quiet=True)
-        yield {"done": True}
+        yield Chunk(0.0, {"done": True})
 
     def embed(self, name, texts, **_):
         self.log.append(f"embed {name}")
@@ -168,9 +168,26 @@ def test_rotation_loads_before_it_moves_the_alias_and_unloads_last(ollama):
     converged(ollama, resident(1, "a:1"), resident(5, "c:1", aliases=[coder]))
     steps = [entry for entry in ollama.log if not entry.startswith("show")]
     assert steps == [
-        "create slot-5:next", "load slot-5:next", "ask slot-5:next", "create coder:next", "ask coder:next",
+        "create slot-5:next", "ask slot-5:next", "create coder:next", "ask coder:next",
         "move slot-5", "move coder", "unload b:1",
     ]  # fmt: skip
+
+
+def test_the_first_question_loads_and_the_answer_is_told_without_the_load(ollama, monkeypatch):
+    """Each request has Ollama read the metadata: a load of its own before the question would cost one more."""
+    clock, told, ask = [100.0], [], ollama.chat
+    monkeypatch.setattr(serving_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def chat(*question, keep_alive, **_):
+        assert keep_alive == -1  # what the question loads is to stay
+        list(ask(*question))
+        clock[0] += 3
+        yield Chunk(3.0, {"done": True, "load_duration": 2_000_000_000})
+
+    monkeypatch.setattr(ollama, "chat", chat)
+    table = Table([resident(5, "b:1")], {}, frozenset({"slot-5"}))
+    Serving(ollama, Store(ollama), ollama, table, "node1", 60, tell=lambda *row: told.append(row)).converge()
+    assert [row for row in told if row[1] in ("load", "answer")] == [("slot-5", "load", 2.0), ("slot-5", "answer", 1.0)]
 
 
 def test_a_load_finds_its_weights_in_no_page_cache_and_leaves_none_there(ollama, monkeypatch):
@@ -178,8 +195,8 @@ def test_a_load_finds_its_weights_in_no_page_cache_and_leaves_none_there(ollama,
     monkeypatch.setattr(ollama, "blob", lambda weights: weights)
     monkeypatch.setattr(numa, "evict", lambda weights: ollama.log.append(f"evict {weights[0]}"))
     converged(ollama, resident(5, "b:1"))
-    steps = [entry for entry in ollama.log if entry.startswith(("evict", "load"))]
-    assert steps == ["evict b", "load slot-5:next", "evict b"]
+    steps = [entry for entry in ollama.log if entry.startswith(("evict", "load", "ask"))]
+    assert steps == ["evict b", "ask slot-5:next", "evict b"]
 
 
 def test_a_model_that_goes_may_end_its_answers_first(ollama):
