@@ -13,6 +13,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import requests
+
 from aiplatform import wait
 from aiplatform.errors import WaitTimeoutError
 from aiplatform.settings import merge
@@ -98,8 +100,7 @@ def site_fresh() -> str | None:
     """Why the site's servers are left as they are."""
     if stamped(MASTER, "site") != digest(site_files()):
         return None
-    active = execute(MASTER, "systemctl", "is-active", "lab-files", "docker-registry", check=False).split()
-    return urls() if active == ["active", "active"] else None
+    return urls() if site_answers() else None
 
 
 def start_site() -> str:
@@ -109,7 +110,18 @@ def start_site() -> str:
     execute(MASTER, "systemctl", "enable", "--quiet", "lab-files", "docker-registry")
     execute(MASTER, "systemctl", "restart", "lab-files", "docker-registry")
     stamp(MASTER, "site", digest(site_files()))
+    # systemd calls a simple service started before it listens.
+    until(site_answers, "The site's servers do not answer")
     return urls()
+
+
+def site_answers() -> bool:
+    """Whether the site's file server and registry answer."""
+    servers = (f"http://{address(10)}:{FILE_PORT}/", f"http://{containers.registry()}/v2/")
+    try:
+        return all(requests.get(url, timeout=2).ok for url in servers)
+    except requests.RequestException:
+        return False
 
 
 def urls() -> str:

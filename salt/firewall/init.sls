@@ -11,6 +11,8 @@ firewall-rules:
     - mode: "0644"
     - makedirs: true
     - check_cmd: /usr/sbin/nft --check --file
+    # As in `containers`: phases side by side may make its folder in one moment.
+    - retry: {attempts: 2, interval: 1}
     - require:
       - pkg: firewall-packages
 

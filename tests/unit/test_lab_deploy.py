@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from types import SimpleNamespace
 
 import pytest
+import requests
 import yaml
 
 from lab import artifacts, deploy
@@ -45,6 +47,26 @@ def master(monkeypatch):
 
     monkeypatch.setattr(deploy, "execute", execute)
     return received, commands
+
+
+def test_the_sites_servers_are_started_when_they_answer_and_fresh_only_while_they_do(master, monkeypatch):
+    """systemd calls both started before they listen; who pushed an image then was refused."""
+    asked = []
+
+    def get(url, **_):
+        asked.append(url)
+        if len(asked) < 3:
+            raise requests.ConnectionError("refused")
+        return SimpleNamespace(ok=True)
+
+    monkeypatch.setattr(deploy, "put", lambda *_: None)
+    monkeypatch.setattr(deploy, "stamped", lambda *_: deploy.digest(deploy.site_files()))
+    monkeypatch.setattr(deploy.requests, "get", get)
+    assert deploy.site_fresh() is None
+    assert deploy.start_site() == deploy.urls()
+    assert asked[-2:] == ["http://10.89.77.10:8000/", "http://10.89.77.10:5000/v2/"]
+    assert len(asked) == 4
+    assert deploy.site_fresh() == deploy.urls()
 
 
 def accepted(commands) -> bool:

@@ -15,7 +15,7 @@ import salt.template
 from salt.exceptions import SaltRenderError
 from salt.utils.templates import JINJA
 
-from aiplatform import numa, settings, slots
+from aiplatform import numa, phases, settings, slots
 from tests.conftest import CHECKOUT
 from tests.unit.sysfs_trees import Server
 
@@ -241,6 +241,28 @@ def test_the_host_of_vault_knows_the_public_names(compile_state, pillars):
     low = compile_state("vault", "ai_server", "Debian 12")
     table = next(chunk["contents"] for chunk in low if chunk["name"] == "/etc/hosts")
     assert f"192.0.2.30 idm.{pillars['ai_server']['platform']['domain']} " in table
+
+
+def makes_what_may_be_there_once(chunk):
+    """Whether a state fails where another process makes the same in the same moment: ``mkdir``, Docker's networks."""
+    folder = chunk["state"] == "file" and (chunk["fun"] == "directory" or chunk.get("makedirs"))
+    return folder or chunk["fun"] == "network_present"
+
+
+def test_what_phases_side_by_side_share_is_tried_again(compile_state):
+    graph = phases.load(CHECKOUT / "salt/orch/phases.yaml")
+    after = {name: phases.with_dependents(graph, [name]) for name in graph}
+    states: dict[str, dict[tuple[str, str], dict]] = {}
+    for name, phase in graph.items():
+        host = next(minion for minion in MINIONS if minion in phase.roles)
+        low = [chunk for kind, sls in phase.steps if kind == "state" for chunk in compile_state(sls, host, "Debian 12")]
+        once = filter(makes_what_may_be_there_once, low)
+        states[name] = {(chunk["__id__"], chunk["state"]): chunk for chunk in once}
+    pairs = [(one, other) for one, other in itertools.combinations(graph, 2) if other not in after[one]]
+    shared = {key for one, other in pairs for key in states[one].keys() & states[other].keys()}
+    assert ("containers-folder", "file") in shared
+    untried = [key for rows in states.values() for key, chunk in rows.items() if key in shared and "retry" not in chunk]
+    assert untried == []
 
 
 def test_there_is_something_to_compile():
