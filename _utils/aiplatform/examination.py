@@ -108,6 +108,11 @@ class Examination:
             return {}
         return {row["name"]: int(row.get("size", 0)) for row in sorted(rows, key=lambda row: int(row.get("size", 0)))}
 
+    @property
+    def own_names(self) -> set[str]:
+        """The names of the store that the platform made, staged ones included: no registry has a model by them."""
+        return {name for name in self.sizes if slots.is_own_name(name, self.settings.get("aliases", {}))}
+
     @cached_property
     def loaded(self) -> list[dict[str, Any]]:
         """The loaded models."""
@@ -213,7 +218,8 @@ class Examination:
     def _named(self) -> str:
         ollama = self.settings["ollama"]
         pillar = ollama["profiles"].get(self.place.name, {}).get("models") if self.place.container else ollama["models"]
-        return self.wanted or next(iter([*(pillar or []), *self.sizes]), "tinyllama:latest")
+        pulled = [name for name in self.sizes if name not in self.own_names]
+        return self.wanted or next(iter([*(pillar or []), *pulled]), "tinyllama:latest")
 
     def memory(self) -> Finding:
         """Out of memory."""
@@ -273,10 +279,9 @@ class Examination:
 
     def duplicates(self) -> Finding:
         """Duplicates: the weights behind each name."""
-        own = {name for name in self.sizes if slots.is_own_name(name, self.settings.get("aliases", {}))}
         if self.hangs:
             raise PlatformError("There are no names to compare", where=self.place.url, hint=self.place.status_command)
         if not self.sizes:
             # An empty store has no duplicates; one that cannot be listed has its own error.
             self.client.tags()
-        return doctor.duplicates(self.weights, own)
+        return doctor.duplicates(self.weights, self.own_names)

@@ -230,9 +230,15 @@ class Serving:
                 self._stage(resident, alias)
         name = slots.staged(first[0].name) if first else resident.name
         began = time.monotonic()
-        answering = self._load(resident, name, self._prove)
-        if answering is None:  # it was loaded already
-            answering = self._prove(name)
+        try:
+            answering = self._load(resident, name, self._prove)
+            if answering is None:  # it was loaded already
+                answering = self._prove(name)
+        except PlatformError:
+            with suppress(OllamaError):
+                if self.runner(resident):  # it was loaded, and failed at the question
+                    self._tell(resident.name, "load", time.monotonic() - began)
+            raise
         self._tell(resident.name, "load", time.monotonic() - began - answering)
         self._tell(resident.name, "answer", answering)
         if others:

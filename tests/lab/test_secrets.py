@@ -69,6 +69,15 @@ json.dump(found, sys.stdout)
 """
 
 
+# A process that has a secret in its arguments until a file is gone; the limit is for a test that dies.
+AS_LONG_AS_IT_IS_THERE = """
+import pathlib, sys, time
+until = time.monotonic() + 300
+while pathlib.Path(sys.argv[1]).exists() and time.monotonic() < until:
+    time.sleep(0.1)
+"""
+
+
 def feed(host: Host, argv: list[str], text: str, timeout: float = 300) -> str:
     """Run a command on a host with something on its standard input, and keep its errors short."""
     command = ["docker", "exec", "-i", host.container, *argv]
@@ -116,8 +125,9 @@ def test_the_search_finds_what_is_there(master, ai_server):
     master.salt("ai_server", "test.echo", canary)
     try:
         with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(ai_server.run, ["python3", "-c", "import time; time.sleep(25)", canary])
+            running = pool.submit(ai_server.run, ["python3", "-c", AS_LONG_AS_IT_IS_THERE, "/var/tmp/canary", canary])
             found = search(ai_server, {"canary": canary}, *PLACES, seconds=3)
+            ai_server.run("rm /var/tmp/canary")
             running.result()
         places = {place for _, place in found}
         assert "/var/tmp/canary" in places

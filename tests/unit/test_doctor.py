@@ -178,6 +178,18 @@ class TestExamination:
         assert "<instance>" not in str(told)
         assert module.__context__["retcode"] == 0
 
+    def test_no_registry_is_asked_for_a_name_that_the_platform_made(self, server):
+        """Staged ones too, which a rotation that failed half-way leaves behind."""
+        name = f"127.0.0.1:{server.port}/library/m:1"
+        names = ["slot-5:next", "coder-32k:latest", name]
+        listed = [{"name": name, "size": size} for size, name in enumerate(names)]
+        server.clear_all_handlers()
+        server.expect_request("/api/tags").respond_with_json({"models": listed})
+        module.__pillar__["ollama"]["models"] = []
+        told = next(row for row in module.doctor(out="json")["entries"] if row["check"] == "slow or failed download")
+        assert name in told["expected"] + told["actual"]
+        assert "/v2/library/m/manifests/1" in [request.path for request, _ in server.log]
+
     def test_weights_that_are_loaded_by_another_name_need_no_memory(self, server, monkeypatch):
         """A slot's alias is loaded, and the store lists the model that it was made of, and other candidates."""
         sizes = {"slot-1:latest": 5 << 40, "m:1": 5 << 40, "n:1": 7 << 40}

@@ -189,6 +189,22 @@ def test_a_failure_half_way_tells_what_was_done_before(host, monkeypatch):
     assert (state["result"], "slot-5" in state["changes"], "slot-1" in state["changes"]) == (True, True, False)
 
 
+@pytest.mark.parametrize("loads", [True, False])
+def test_a_first_question_that_fails_tells_whether_the_model_was_loaded(host, monkeypatch, loads):
+    host.hold("new:1")
+
+    def fail(name, *_, **__):
+        if loads:
+            host.node1.load(name)
+        raise ServerFailed("The template is wrong")
+
+    monkeypatch.setattr(host.node1, "chat", fail)
+    comment = states.served("node1")["comment"]
+    assert "slot-5 stage" in comment
+    assert ("slot-5 load" in comment) is loads
+    assert "slot-5 answer" not in comment
+
+
 def test_a_failure_tells_no_changes_where_the_instance_cannot_say_what_it_has(host, monkeypatch):
     host.hold("new:1")
 
