@@ -190,6 +190,19 @@ def pull(model: str) -> bool:
     return False
 
 
+def pull_all(models: list[str]) -> bool:
+    """Fetch models, two of them side by side; where one fails, those under way end and no other begins.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt -t 86400 ai_server model_slots.pull_all '[llama3.1:8b, mistral:7b]'
+    """
+    transfer.side_by_side(pull, models)
+    return True
+
+
 def damaged(models: list[str]) -> dict[str, str]:
     """Return which of these models have a file in the store that is not what its digest says, and what is wrong.
 

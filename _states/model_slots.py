@@ -30,7 +30,7 @@ def pulled(name: str, models: list[str] | None = None) -> dict[str, Any]:
     return converge(
         name,
         plan=lambda: _to_pull(models),
-        apply=lambda: [__salt__["model_slots.pull"](model) for model in _to_pull(models)],
+        apply=lambda: __salt__["model_slots.pull_all"](list(_to_pull(models))),
         test=__opts__["test"],
     )
 

@@ -42,6 +42,8 @@ MANIFESTS = (
     "application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json, "
     "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json"
 )
+# What Python leaves beside a file that a test imports: no part of an image.
+COMPILED = "__pycache__"
 _guard = threading.Lock()
 _building = threading.Lock()
 
@@ -83,7 +85,8 @@ class Container:
     def recipe(self) -> str:
         """A hash of all that a build is made of."""
         digest = hashlib.sha256(f"{self.version} {self.lock} {images.certificates_hash()}".encode())
-        for path in sorted(p for p in [*self.source.rglob("*"), *(FOLDERS / "base").iterdir()] if p.is_file()):
+        files = (path for path in [*self.source.rglob("*"), *(FOLDERS / "base").iterdir()] if path.is_file())
+        for path in sorted(path for path in files if path.parent.name != COMPILED):
             digest.update(f"{path.name}\0".encode() + path.read_bytes())
         return digest.hexdigest()[:12]
 
@@ -197,7 +200,7 @@ def build(image: Container) -> str:
     tag = f"{PREFIX}/container-{image.name}:{image.recipe()}"
     context = folder("work", f"container-{image.name}")
     shutil.rmtree(context)
-    shutil.copytree(image.source, context)
+    shutil.copytree(image.source, context, ignore=shutil.ignore_patterns(COMPILED))
     if image.prepare:
         image.prepare(context)
     docker_build(tag, context, base())

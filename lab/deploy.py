@@ -302,6 +302,12 @@ def silent() -> list[Host]:
     return [host for host in MINIONS if host.name not in there or stamped(host, "minion") != minion_digest()]
 
 
+def listening() -> set[str]:
+    """The addresses from which minions listen to what the master publishes."""
+    lines = execute(MASTER, "ss", "-Htn", "state", "established", "sport = 4505").splitlines()
+    return {line.split()[3].rpartition(":")[0] for line in lines}
+
+
 def answering() -> set[str]:
     """The minions that answer the master."""
     out = execute(
@@ -335,7 +341,9 @@ def enrol() -> str:
     with ThreadPoolExecutor(len(MINIONS)) as pool:
         fingers = dict(zip(hosts, pool.map(lambda host: start_minion(host, master_finger), hosts), strict=True))
         list(pool.map(lambda host: accept(host, fingers[host]), hosts))
-    names = {host.name for host in hosts}
+    names, addresses = {host.name for host in hosts}, {host.address for host in hosts}
+    # Asked only then: the master waits long for the answer of a minion that is not there yet.
+    until(lambda: listening() >= addresses, f"salt_master: not all of {', '.join(sorted(names))} listen to it")
     until(lambda: answering() >= names, f"salt_master: not all of {', '.join(sorted(names))} answer")
     for host in hosts:
         stamp(host, "minion", minion_digest())

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,8 @@ from aiplatform import manifests
 from aiplatform.errors import NotFoundError, PlatformError
 
 _CHUNK = 8 << 20
+# Models are pulled side by side, by threads.
+_remembering = threading.Lock()
 
 
 class Blobs:
@@ -52,19 +55,19 @@ class Blobs:
         A file is read once; after that its size, time and inode say whether it is still the same.
         """
         known = self._known()
-        found = {}
+        found, whole = {}, {}
         for digest, size in self.layers(name).items():
             if known.get(digest) != self._identity(digest) or not known.get(digest):
                 if wrong := self._wrong(digest, size):
                     found[digest] = wrong
                 else:
-                    known[digest] = self._identity(digest)
-        self._remember(known)
+                    whole[digest] = self._identity(digest)
+        self._remember(whole)
         return found
 
     def trust(self, name: str) -> None:
         """Take the blobs of a name for whole, as after a pull, at the end of which Ollama has compared them."""
-        self._remember(self._known() | {digest: self._identity(digest) for digest in self.layers(name)})
+        self._remember({digest: self._identity(digest) for digest in self.layers(name)})
 
     def discard(self, digest: str) -> None:
         """Remove a damaged blob, so that a pull fetches it again: Ollama takes what is there for right."""
@@ -130,14 +133,19 @@ class Blobs:
             return {}  # it is only a memory: what is lost is read again
         return content if isinstance(content, dict) else {}
 
-    def _remember(self, known: dict[str, Any]) -> None:
-        if self._memory is None or known == self._known():
+    def _remember(self, whole: Mapping[str, Any]) -> None:
+        if self._memory is None:
             return
-        there = {digest: identity for digest, identity in known.items() if self.blob(digest).exists()}
-        self._memory.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._memory.with_name(f"{self._memory.name}.{os.getpid()}")
-        draft.write_text(json.dumps(there), encoding="utf-8")
-        draft.replace(self._memory)
+        with _remembering:
+            known = self._known()
+            merged = {**known, **whole}
+            if merged == known:
+                return
+            there = {digest: identity for digest, identity in merged.items() if self.blob(digest).exists()}
+            self._memory.parent.mkdir(parents=True, exist_ok=True)
+            draft = self._memory.with_name(f"{self._memory.name}.{os.getpid()}")
+            draft.write_text(json.dumps(there), encoding="utf-8")
+            draft.replace(self._memory)
 
 
 def _prepare(draft: Path, staged: Path, name: Path) -> None:

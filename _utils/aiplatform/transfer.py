@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -12,6 +15,9 @@ log = logging.getLogger(__name__)
 TAG = "ai_platform/models/progress"
 # At most so often; the end is told at once.
 SECONDS = 2.0
+# How many models come at once: Ollama (0.17, ``server/download.go``) looks once a second whether a layer is there, and
+# compares the digest at the end, while the line is idle.
+TRANSFERS = 2
 
 
 def follow(
@@ -46,3 +52,25 @@ def send(
     """Send an event to the master, where the minion has one."""
     if opts.get("file_client") != "local":
         functions["event.send"](tag, data)
+
+
+def side_by_side(do: Callable[[str], Any], models: Iterable[str]) -> None:
+    """Do something with each model, ``TRANSFERS`` of them at once; raises what the first of them raised that failed.
+
+    Where one fails, those under way end, and no other begins.
+    """
+    failed = threading.Event()
+
+    def one(model: str) -> None:
+        if not failed.is_set():
+            try:
+                do(model)
+            except Exception:
+                failed.set()
+                raise
+
+    with ThreadPoolExecutor(TRANSFERS) as pool:
+        # Salt's functions and settings are found by the context that they are called in.
+        running = [pool.submit(copy_context().run, one, model) for model in models]
+    for ended in running:
+        ended.result()

@@ -56,6 +56,15 @@ def test_what_is_built_is_built_anew_when_its_recipe_changes(lab, monkeypatch):
     assert containers.fresh(IMAGE) is None
 
 
+def test_what_python_compiles_beside_a_recipe_is_no_part_of_it(lab, monkeypatch):
+    """A test of the stand-in imports it from there, and the image was built anew for that."""
+    monkeypatch.setattr(containers, "run", refuse)
+    containers.obtain(IMAGE)
+    (lab / "folders/web/__pycache__").mkdir()
+    (lab / "folders/web/__pycache__/filters.cpython-311.pyc").write_bytes(b"compiled")
+    assert containers.fresh(IMAGE)
+
+
 def test_what_the_registry_has_lost_is_brought_again(lab, monkeypatch):
     monkeypatch.setattr(containers, "run", refuse)
     containers.obtain(IMAGE)

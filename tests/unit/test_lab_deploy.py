@@ -156,3 +156,30 @@ def test_the_copied_checkout_has_no_generated_files():
     names = deploy.tree()
     assert "Makefile" in names
     assert not [name for name in names if name.startswith((".venv/", ".run/")) or "__pycache__" in name]
+
+
+def test_minions_are_asked_only_when_all_of_them_listen(monkeypatch):
+    """The master waits long for the answer of one that is not there yet: 15 s of each ``make lab``."""
+    there: list[str] = []
+    seen = []
+
+    def execute(_host, *argv, **_kwargs):
+        if argv[:2] == ("ss", "-Htn"):
+            there.append(MINIONS[len(there)].address)
+            return "".join(f"0      0      10.89.77.10:4505  {address}:53240\n" for address in there)
+        return ""
+
+    def answering():
+        seen.append(len(there))
+        return {host.name for host in MINIONS}
+
+    monkeypatch.setattr(deploy, "execute", execute)
+    monkeypatch.setattr(deploy, "answering", answering)
+    monkeypatch.setattr(deploy, "silent", lambda: list(MINIONS))
+    monkeypatch.setattr(deploy, "master_listens", lambda: True)
+    monkeypatch.setattr(deploy, "master_fingerprint", lambda: "aa:bb")
+    monkeypatch.setattr(deploy, "start_minion", lambda *_: "cc:dd")
+    monkeypatch.setattr(deploy, "accept", lambda *_: None)
+    monkeypatch.setattr(deploy, "stamp", lambda *_: None)
+    assert deploy.enrol() == f"{len(MINIONS)} keys compared and accepted"
+    assert seen == [len(MINIONS)]

@@ -131,7 +131,7 @@ def test_what_clients_loaded_by_other_names_stays_beside_the_new_one(host):
 
 def test_an_edit_of_pillar_that_does_not_fit_is_refused_before_any_pull(host, monkeypatch):
     pulled = []
-    monkeypatch.setitem(states.__salt__, "model_slots.pull", pulled.append)
+    monkeypatch.setitem(states.__salt__, "model_slots.pull_all", pulled.extend)
     monkeypatch.setattr(registry, "ask", lambda *_: registry.Remote("e" * 64, 8 * GIB))
     host.hold("incoming:1")
     host.rooms["node1"] = 18 * GIB - 1
