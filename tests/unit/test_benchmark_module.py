@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 import types
 
 import pytest
@@ -15,7 +14,7 @@ from _modules import benchmark, model_slots
 from _runners import benchmark as runner
 from _states import benchmark as benchmark_state
 from _states import model_slots as slots_state
-from aiplatform import measure, measure_model, measure_progress, ollama, settings, transfer
+from aiplatform import measure, measure_model, measure_progress, ollama, settings
 from aiplatform.errors import PlatformError
 
 OPERATOR = {"platform": {"hosts": {"one": {"address": "192.0.2.1", "roles": ["ai_server"]}}}}
@@ -313,47 +312,12 @@ def test_a_pull_ends_after_some_attempts(salt, monkeypatch, error, pulls):
     assert len(registry.pulls) == pulls
 
 
-class SideBySide(Registry):
-    """A client whose first pulls begin together or not at all."""
-
-    def __init__(self, refused: str = ""):
-        super().__init__(0)
-        self.met = threading.Barrier(transfer.TRANSFERS, timeout=20)
-        self.refused = refused
-
-    def pull(self, model, *, insecure):
-        self.pulls.append((model, insecure))
-        if len(self.pulls) <= transfer.TRANSFERS:
-            self.met.wait()
-        if model == self.refused:
-            raise ollama.ModelNotFound(f"no {model}")
-        yield {"status": "success"}
-
-
-def test_models_are_pulled_side_by_side(salt, monkeypatch):
-    registry = SideBySide()
-    monkeypatch.setattr(model_slots, "client", lambda _: registry)
-    assert model_slots.pull_all(["a:1", "b:1", "c:1", "d:1"])
-    assert sorted(model for model, _ in registry.pulls) == ["a:1", "b:1", "c:1", "d:1"]
-    assert {told["name"] for _, tag, told in salt.calls if tag == model_slots.PHASE} == {"a:1", "b:1", "c:1", "d:1"}
-
-
-def test_after_a_pull_that_fails_the_one_beside_it_ends_and_no_other_begins(salt, monkeypatch):
-    registry = SideBySide(refused="a:1")
-    monkeypatch.setattr(model_slots, "client", lambda _: registry)
-    with pytest.raises(ollama.ModelNotFound, match="no a:1"):
-        model_slots.pull_all(["a:1", "b:1", *(f"c:{number}" for number in range(40))])
-    assert ("b:1", False) in registry.pulls
-    assert len(registry.pulls) <= transfer.TRANSFERS + 1, "one may have begun when the first had not failed yet"
-
-
 def test_a_plain_registry_is_spoken_to_plainly(salt, pillar, monkeypatch):
     pillar["models"]["insecure_registries"] = ["10.0.0.1:5000"]
     registry = Registry(0)
     monkeypatch.setattr(model_slots, "client", lambda _: registry)
-    model_slots.pull("10.0.0.1:5000/library/a:1")
-    model_slots.pull("registry.example/a:1")
-    assert registry.pulls == [("http://10.0.0.1:5000/library/a:1", True), ("registry.example/a:1", False)]
+    assert model_slots.pull_all(["10.0.0.1:5000/library/a:1", "registry.example/a:1"])
+    assert sorted(registry.pulls) == [("http://10.0.0.1:5000/library/a:1", True), ("registry.example/a:1", False)]
 
 
 def test_an_untagged_pull_is_refused(salt):
