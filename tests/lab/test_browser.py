@@ -94,12 +94,27 @@ def person(desk, passwords):
         yield found
 
 
+# The lab's models are small, and one may answer with a word, which is complete before it is looked at again: then
+# another question is asked.
+QUESTIONS = (
+    "Write three sentences about a lighthouse keeper.",
+    "Tell me a story about a ship.",
+    "How is bread baked? Explain it step by step.",
+    "Describe a walk through a forest.",
+    "What is a mountain? Explain it in a few sentences.",
+)
+WORDS = 12
+
+
 def test_a_user_asks_and_reads_the_answer_as_it_comes(person):
     page = person.enter("lab-user")
-    # Some sentences: a short answer may be complete before it is looked at again.
-    page.find("#chat-input").send_keys("Write three sentences about a lighthouse keeper.", Keys.ENTER)
-    seen = answers(page)
-    page.picture("answer")
+    for question in QUESTIONS:
+        page.find("#chat-input").send_keys(question, Keys.ENTER)
+        seen = answers(page)
+        page.picture("answer")
+        if len(seen[-1].split()) >= WORDS:
+            break
+        page.driver.get(CHAT)
     assert len(seen) > 1, f"the answer came at once and not in a stream: {seen}"
     assert "not support" not in seen[-1]
 
@@ -166,6 +181,7 @@ def answers(page) -> list[str]:
 
     while not complete():
         page.until(more, "complete answer nor more of one", browser.ANSWER)
+    page.until(more, "answer that is complete")
     return seen
 
 
