@@ -108,7 +108,7 @@ class Examination:
             return {}
         return {row["name"]: int(row.get("size", 0)) for row in sorted(rows, key=lambda row: int(row.get("size", 0)))}
 
-    @property
+    @cached_property
     def own_names(self) -> set[str]:
         """The names of the store that the platform made, staged ones included: no registry has a model by them."""
         return {name for name in self.sizes if slots.is_own_name(name, self.settings.get("aliases", {}))}

@@ -65,7 +65,7 @@ def side_by_side(do: Callable[[str], Any], models: Iterable[str]) -> None:
         if not failed.is_set():
             try:
                 do(model)
-            except Exception:
+            except Exception:  # whatever it was: no other begins; it is raised again, and told in the end
                 failed.set()
                 raise
 

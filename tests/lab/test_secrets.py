@@ -69,7 +69,8 @@ json.dump(found, sys.stdout)
 """
 
 
-# A process that has a secret in its arguments until a file is gone; the limit is for a test that dies.
+# A process that has a secret in its arguments until a file is gone, which nothing but looking again tells with the
+# host's own Python; the limit is for a test that dies.
 AS_LONG_AS_IT_IS_THERE = """
 import pathlib, sys, time
 until = time.monotonic() + 300

@@ -159,7 +159,7 @@ def test_the_copied_checkout_has_no_generated_files():
 
 
 def test_minions_are_asked_only_when_all_of_them_listen(monkeypatch):
-    """The master waits long for the answer of one that is not there yet: 15 s of each ``make lab``."""
+    """The master waits long for the answer of one that is not there yet: up to 15 s of a ``make lab``."""
     there: list[str] = []
     seen = []
 
