@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -85,79 +84,32 @@ def specification(name: str, **wanted: Any) -> dict[str, Any]:
 
         salt ai_server platform_container.specification web image=example.com/web:1 user=1000:1000 memory_mib=128
     """
-    return containers.specification(__pillar__["containers"], name, **wanted)
+    image = __salt__["platform_image.pinned"](wanted["image"])
+    return containers.specification(__pillar__["containers"], name, **(wanted | {"image": image}))
 
 
-def pull(image: str) -> bool:
-    """Get an image where this host has not got it; returns whether it had to.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt ai_server platform_container.pull quay.io/keycloak/keycloak:26.0.7
-    """
-    engine = _engine()
-    if _has_image(engine, image):
-        return False
-    _pull(engine, image)
-    return True
-
-
-def _has_image(engine: Any, image: str) -> bool:
-    try:
-        engine.inspect_image(image)
-    except docker.errors.ImageNotFound:
-        return False
-    return True
-
-
-def _pull(engine: Any, image: str) -> None:
-    """Pull an image; the library waits for ever where a registry falls silent, so it is waited for from outside."""
-    errors: list[str] = []
-
-    def work() -> None:
-        try:
-            errors.extend(line["error"] for line in engine.pull(image, stream=True, decode=True) if "error" in line)
-        except Exception as err:  # noqa: BLE001 (a connection that breaks off comes as an error of a library below)
-            errors.append(str(err) or type(err).__name__)
-
-    limit = __pillar__["containers"]["pull_timeout"]
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(limit)
-    if thread.is_alive():
-        errors.append(f"no end after {limit} s")
-    elif not errors and not _has_image(engine, image):
-        errors.append("Docker's answer has ended, and the image is not there")
-    if errors:
-        raise PlatformError(
-            "The image cannot be pulled",
-            where=image,
-            actual=errors[0],
-            hint="containers.registry and the image's digest in pillar; docker pull on the host tells more",
-        )
-
-
-def create(name: str, parts: dict[str, Any], digests: dict[str, str]) -> bool:
+def create(name: str, parts: dict[str, Any], files: str | None = None) -> bool:
     """Make a container and start it, in place of one of that name.
 
     The new one is made before the old one is touched, so that what the engine refuses changes nothing.
 
-    parts, digests
-        As ``specification`` and ``digests`` return them.
+    parts
+        As ``specification`` returns them; the first pull of an image may pin it (``platform_image.pins``).
+    files
+        The folder with the container's files.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt ai_server platform_container.create web parts='{...}' digests='{...}'
+        salt ai_server platform_container.create web parts='{...}' files=/etc/ai-platform/web
     """
-    pull(parts["image"])
+    __salt__["platform_image.pull"](parts["image"])
+    parts = parts | {"image": __salt__["platform_image.pinned"](parts["image"])}
     engine, new = _engine(), f"{name}-new"
     remove(new)
     try:
-        engine.create_container_from_config(containers.engine_config(name, parts, digests), new)
+        engine.create_container_from_config(containers.engine_config(name, parts, digests(parts, files)), new)
     except docker.errors.APIError as err:
         raise PlatformError(
             "Docker refuses the container; the old one stays", where=name, actual=err.explanation

@@ -51,7 +51,7 @@ def running(
         Its name, also in the network.
 
     image
-        The full name of the image: ``platform_container.image``.
+        The full name of the image: ``platform_container.image``. One without a digest is what it was at its first pull.
 
     user
         ``uid:gid``, numbers; never root.
@@ -291,7 +291,7 @@ def _apply(name: str, parts: dict[str, Any], files: str | None, timeout: float) 
     have = __salt__["platform_container.inspect"](name)
     digests = __salt__["platform_container.digests"](parts, files)
     if containers.differences(have, parts, digests):
-        __salt__["platform_container.create"](name, parts, digests)
+        __salt__["platform_container.create"](name, parts, files)
     else:
         __salt__["platform_container.restart"](name)
     __salt__["platform_container.wait_well"](name, timeout, files, _asks(parts))

@@ -71,7 +71,7 @@ def problems(written: Settings, defaults: Settings) -> list[Problem]:
             continue
         version, pinned = own.get("version", default["version"]), default["version"]
         if version != pinned and "digest" not in own:
-            expected = f"that of version {version}, or null for the registry's word: this is the one of {pinned}"
+            expected = f"that of version {version}, or null for that of its first pull: this is the one of {pinned}"
             found.append(Problem(f"{formula}.digest", default["digest"], expected))
     return found
 

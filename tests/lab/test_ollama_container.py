@@ -6,11 +6,13 @@ import json
 import subprocess
 
 import pytest
+import requests
 
 from lab import artifacts
 from tests.lab.conftest import SPARE, Host
 
 REGISTRY = "10.89.77.10:5000"
+IMAGE = f"{REGISTRY}/ollama/ollama"
 MODEL = f"{REGISTRY}/library/gemma3-270m:q4_k_m"
 SMALL = f"{REGISTRY}/library/noise:1"
 SALT = "opt usr/local/bin"
@@ -125,6 +127,7 @@ def test_the_container_is_what_pillar_says(served):
     assert shown["Config"]["Labels"]["monitoring.enable"] == "true"
     assert "OLLAMA_MAX_LOADED_MODELS=2" in shown["Config"]["Env"]
     assert shown["State"]["Status"] == "running"
+    assert shown["Config"]["Image"].startswith(f"{IMAGE}@sha256:")
     whoami = served.run("docker exec ollama cat /proc/self/status").stdout
     assert "Uid:\t21003" in whoami
     assert "CapEff:\t0000000000000000" in whoami
@@ -163,7 +166,7 @@ def test_models_survive_recreation_restart_and_another_image(served):
     second = served.inspect()
     image = second["Config"]["Image"]
     # Of a container of its own: the one that serves has labels, which the image would inherit.
-    made = f"docker commit --change 'LABEL another=2' plain {image.rpartition(':')[0]}:another"
+    made = f"docker commit --change 'LABEL another=2' plain {IMAGE}:another"
     served.run(f"docker create --name plain {image} && {made} && docker rm plain")
     served.pillar(profiles={"local": local(version="another")})
     assert "image" in changes(served.apply())["ollama-local platform_container.running"]
@@ -173,6 +176,51 @@ def test_models_survive_recreation_restart_and_another_image(served):
     assert served.digests() == before
     served.run("systemctl restart docker", timeout=120)
     assert served.digests() == before
+
+
+@pytest.fixture
+def moving(machine):
+    """Publish the image under a tag of the site's registry: the layers the same, another digest for each number."""
+    tag, url = "moving", f"http://{IMAGE.replace('/', '/v2/', 1)}/manifests"
+    accepted = "application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json"
+    known = machine.run("docker inspect --format '{{.Config.Image}}' ollama").stdout.strip().partition("@")[2]
+    reply = requests.get(f"{url}/{known}", headers={"Accept": accepted}, timeout=20)
+    reply.raise_for_status()
+    made = []
+
+    def publish(number: int) -> str:
+        kind = {"Content-Type": reply.headers["Content-Type"]}
+        done = requests.put(f"{url}/{tag}", reply.content + b"\n" * number, headers=kind, timeout=20)
+        done.raise_for_status()
+        made.append(done.headers["Docker-Content-Digest"])
+        return made[-1]
+
+    publish.tag = tag
+    yield publish
+    for digest in made:
+        requests.delete(f"{url}/{digest}", timeout=20)
+
+
+def test_an_image_without_a_digest_stays_what_it_was_at_its_first_pull(served, moving):
+    """Its tag is moved in the registry meanwhile, and all that the host has of it is removed."""
+    first = moving(1)
+    served.pillar(profiles={"local": local(version=moving.tag)})
+    served.apply()
+    assert served.inspect()["Config"]["Image"] == f"{IMAGE}@{first}"
+    assert changes(served.apply()) == {}
+    second = moving(2)
+    assert second != first
+    served.run("docker rm --force ollama && docker image prune --all --force")
+    served.apply()
+    assert served.inspect()["Config"]["Image"] == f"{IMAGE}@{first}"
+    _, pins = served.call("platform_image.pins")
+    assert pins[f"{IMAGE}:{moving.tag}"]["digest"] == first
+    _, taken = served.call("platform_image.pin", f"{IMAGE}:{moving.tag}")
+    assert taken == {"old": first, "new": second}
+    foreseen = served.apply("test=True")["ollama-local platform_container.running"]["changes"]
+    assert foreseen == {"image": {"old": f"{IMAGE}@{first}", "new": f"{IMAGE}@{second}"}}
+    assert changes(served.apply())["ollama-local platform_container.running"] == foreseen
+    assert changes(served.apply()) == {}
 
 
 def test_two_profiles_stand_side_by_side_and_one_that_goes_leaves_its_models(machine):

@@ -1,10 +1,8 @@
-"""Containers: pulls that break off, restarts of another day, and files that a dry run has not written."""
+"""Containers: restarts of another day, and files that a dry run has not written."""
 
 from __future__ import annotations
 
-import docker.errors
 import pytest
-from urllib3.exceptions import ProtocolError
 
 from _modules import platform_container as module
 from _states import platform_container as state
@@ -12,27 +10,6 @@ from aiplatform.errors import PlatformError
 from tests.unit.test_containers import Host, apply, config, engine, existing
 
 __all__ = ["apply", "engine"]
-
-
-def test_a_pull_is_over_when_the_image_is_there(engine):
-    engine.inspect_image.side_effect = [docker.errors.ImageNotFound("none"), {"Id": "1"}]
-    engine.pull.return_value = iter([{"status": "Pulling"}])
-    assert module.pull("x:1") is True
-
-
-def broken_off():
-    yield {"status": "Downloading"}
-    raise ProtocolError("Connection broken: IncompleteRead(3 bytes read)")
-
-
-@pytest.mark.parametrize(
-    ("answer", "told"), [(broken_off(), "IncompleteRead"), (iter([{"status": "Downloading"}]), "is not there")]
-)
-def test_a_pull_that_breaks_off_is_an_error(engine, answer, told):
-    engine.inspect_image.side_effect = docker.errors.ImageNotFound("none")
-    engine.pull.return_value = answer
-    with pytest.raises(PlatformError, match=f"cannot be pulled; where: x:1; actual: .*{told}"):
-        module.pull("x:1")
 
 
 def test_only_restarts_during_the_wait_tell_of_a_crash_loop(engine):

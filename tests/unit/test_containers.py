@@ -192,6 +192,8 @@ def engine(monkeypatch):
     fake = create_autospec(docker.APIClient, instance=True)
     monkeypatch.setattr(module, "__pillar__", {"containers": PILLAR | {"pull_timeout": 1}}, raising=False)
     monkeypatch.setattr(module, "__context__", {"platform_container.engine": fake}, raising=False)
+    images = {"platform_image.pull": Mock(return_value=False), "platform_image.pinned": lambda image: image}
+    monkeypatch.setattr(module, "__salt__", images, raising=False)
     return fake
 
 
@@ -199,35 +201,15 @@ def test_what_the_engine_refuses_leaves_the_old_container(engine):
     reply = Mock(status_code=400, reason="bad")
     engine.create_container_from_config.side_effect = docker.errors.APIError("bad", reply, explanation="no such path")
     with pytest.raises(PlatformError, match="the old one stays; where: web; actual: no such path"):
-        module.create("web", parts(), {})
+        module.create("web", parts())
     assert [call.args[0] for call in engine.remove_container.call_args_list] == ["web-new"]
 
 
 def test_the_new_container_takes_the_old_ones_place(engine):
-    module.create("web", parts(), {"image": "x"})
+    module.create("web", parts())
     names = [name for name, _, _ in engine.method_calls]
     assert names.index("create_container_from_config") < names.index("rename") < names.index("start")
     engine.rename.assert_called_once_with("web-new", "web")
-
-
-def test_an_image_that_is_there_is_not_pulled(engine):
-    assert module.pull("example.com/web:1") is False
-    engine.pull.assert_not_called()
-
-
-def test_a_pull_that_fails_within_its_answer_is_an_error(engine):
-    engine.inspect_image.side_effect = docker.errors.ImageNotFound("none")
-    engine.pull.return_value = iter([{"status": "Pulling"}, {"error": "manifest unknown"}])
-    with pytest.raises(PlatformError, match="cannot be pulled; where: x:1; actual: manifest unknown"):
-        module.pull("x:1")
-
-
-def test_a_registry_that_falls_silent_is_given_up(engine, monkeypatch):
-    monkeypatch.setitem(module.__pillar__, "containers", PILLAR | {"pull_timeout": 0.05})
-    engine.inspect_image.side_effect = docker.errors.ImageNotFound("none")
-    engine.pull.side_effect = lambda *args, **kwargs: iter(lambda: module.threading.Event().wait(5) or {}, None)
-    with pytest.raises(PlatformError, match=r"no end after 0\.05 s"):
-        module.pull("x:1")
 
 
 def test_one_that_ends_is_reported_with_its_last_lines_and_without_secrets(engine, tmp_path):
