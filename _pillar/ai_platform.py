@@ -38,12 +38,13 @@ def ext_pillar(minion_id: str, pillar: dict[str, Any], formulas: str) -> dict[st
         merged["selection"] = settings.selection(roots)
         if __opts__.get("__role") == "minion":  # it compiles its own pillar: there is no master
             single.host(merged, minion_id)
+        defaults = settings.defaults(tree)
         problems = single.instance(merged, pillar) or schema.problems(merged, tree, written=pillar)
-        if problems := problems or containers.problems(pillar, settings.defaults(tree)):
+        if problems := problems or containers.problems(pillar, defaults):
             return _refused(problems, roots, merged)
         single.slots(merged, pillar)
         # Where the benchmark's choice does not go together with pillar, the models phase says it, and only that.
-        problems = slot_rules.problems(merged | {"selection": {}}) or ollama_container.problems(merged)
+        problems = slot_rules.problems(merged | {"selection": {}}) or ollama_container.problems(merged, defaults)
         if problems := problems or instances.problems(merged):
             return _refused(problems, roots, merged)
         merged["services"] = services.expand(merged)

@@ -71,9 +71,13 @@ def problems(written: Settings, defaults: Settings) -> list[Problem]:
             continue
         version, pinned = own.get("version", default["version"]), default["version"]
         if version != pinned and "digest" not in own:
-            expected = f"that of version {version}, or null for that of its first pull: this is the one of {pinned}"
-            found.append(Problem(f"{formula}.digest", default["digest"], expected))
+            found.append(Problem(f"{formula}.digest", default["digest"], wanted_digest(version, pinned)))
     return found
+
+
+def wanted_digest(version: str, pinned: str) -> str:
+    """Return what is expected in place of the digest of another version."""
+    return f"that of version {version}, or null for that of its first pull: this is the one of {pinned}"
 
 
 def specification(settings: Settings, name: str, image: str, **wanted: Any) -> Parts:

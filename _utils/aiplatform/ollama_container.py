@@ -71,8 +71,12 @@ def profile(settings: Settings, name: str) -> Profile:
     return known[name]
 
 
-def problems(settings: Settings) -> list[Problem]:
-    """Return what no schema can say: profiles that are not there, get into each other's way, or are open to anybody."""
+def problems(settings: Settings, defaults: Settings) -> list[Problem]:
+    """Return what no schema can say: profiles that are not there, get into each other's way, or are open to anybody.
+
+    defaults
+        The defaults of all formulas: the digest of an image there is that of the version there.
+    """
     if not is_used(settings):
         return []
     ollama = settings["ollama"]
@@ -80,7 +84,8 @@ def problems(settings: Settings) -> list[Problem]:
     if missing:
         return [Problem("ollama.run", missing[0], _known(ollama, missing[0]))]
     known = profiles(settings)
-    return [*_without_port(known), *_collisions(known), *_open(known), *_reservations(known)]
+    found = [*_without_port(known), *_collisions(known), *_open(known), *_reservations(known)]
+    return [*found, *_other_digests(known, defaults["ollama"])]
 
 
 def _without_port(known: Mapping[str, Profile]) -> Iterator[Problem]:
@@ -117,6 +122,14 @@ def _reservations(known: Mapping[str, Profile]) -> Iterator[Problem]:
                 row["memory_reservation_mib"],
                 f"at most its memory_mib, {row['memory_mib']}",
             )
+
+
+def _other_digests(known: Mapping[str, Profile], default: Settings) -> Iterator[Problem]:
+    digest, version = default["container"]["digest"], default["version"]
+    for name, row in known.items():
+        if row["version"] != version and row["digest"] == digest:
+            key = f"ollama.profiles.{name}.digest"
+            yield Problem(key, digest, containers.wanted_digest(row["version"], version))
 
 
 def is_exposed(row: Profile) -> bool:
@@ -165,9 +178,9 @@ def image(settings: Settings, row: Profile) -> str:
 def known_version(row: Profile) -> str:
     """Return the version that a profile's server has to answer; empty where its image's name does not tell.
 
-    A tag such as ``latest`` or ``0.17.4-rocm`` is no version, and a digest counts before the tag.
+    A tag such as ``latest`` or ``0.17.4-rocm`` is no version. A digest is of the version that stands beside it.
     """
-    return "" if row["digest"] or not VERSION.fullmatch(row["version"]) else row["version"]
+    return row["version"] if VERSION.fullmatch(row["version"]) else ""
 
 
 def environment(settings: Settings, row: Profile) -> dict[str, str]:

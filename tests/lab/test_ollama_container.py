@@ -29,10 +29,10 @@ class Machine:
         self.address = SPARE.address
 
     def pillar(self, **ollama) -> None:
-        """Write the site's pillar; what is said of Ollama is added to it."""
+        """Write the site's pillar; what is said of Ollama is added to it. The site's image is not upstream's."""
         shown = self.run(["cat", f"{PILLAR}/base.json"], check=False).stdout
         base = json.loads(shown) if shown else {}
-        text = json.dumps(base | {"ollama": {"mode": "container"} | ollama})
+        text = json.dumps(base | {"ollama": {"mode": "container", "container": {"digest": None}} | ollama})
         self.run(["sh", "-c", f'printf %s "$1" > {PILLAR}/site.sls', "sh", text])
 
     def call(self, *argv: str, check: bool = True) -> tuple[int, dict | list | str]:

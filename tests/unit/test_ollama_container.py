@@ -35,7 +35,9 @@ def effective(**written):
 def problems(**written):
     pillar = SITE | {"ollama": {"mode": "container"} | written}
     merged = settings.effective(pillar, CHECKOUT / "salt")
-    found = schema.problems(merged, CHECKOUT / "salt", written=pillar) or ollama_container.problems(merged)
+    tree = CHECKOUT / "salt"
+    found = schema.problems(merged, tree, written=pillar)
+    found = found or ollama_container.problems(merged, settings.defaults(tree))
     return [str(problem) for problem in found]
 
 
@@ -122,9 +124,34 @@ def test_a_gpu_that_is_demanded_and_missing_is_refused():
 
 
 def test_the_image_is_ollamas_version_unless_it_is_named():
-    assert arguments()["image"].startswith("docker.io/ollama/ollama:0.")
+    shipped = effective()["ollama"]["container"]["digest"]
+    assert arguments()["image"] == f"docker.io/ollama/ollama@{shipped}"
+    assert (
+        arguments(container={"digest": None})["image"] == f"docker.io/ollama/ollama:{effective()['ollama']['version']}"
+    )
     pinned = arguments(container={"digest": "sha256:" + "a" * 64})
     assert pinned["image"].endswith("@sha256:" + "a" * 64)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"version": "0.18.0"},
+        {"container": {"version": "0.18.0"}},
+        {"profiles": {"local": {"version": "0.17.4-rocm"}}},
+    ],
+)
+def test_another_version_wants_another_digest(written):
+    (told,) = problems(**written)
+    assert told.startswith("ollama.profiles.local.digest: is 'sha256:")
+    assert "expected that of version 0.1" in told
+    container = written.get("container", {})
+    for digest in (None, f"sha256:{'a' * 64}"):
+        assert problems(**written | {"container": container | {"digest": digest}}) == []
+
+
+def test_natively_the_images_digest_is_nobodys_business():
+    assert problems(mode="native", version="0.18.0") == []
 
 
 @pytest.mark.parametrize(
@@ -234,7 +261,7 @@ class TestReadiness:
             ({"version": "0.18.0"}, "0.18.0"),
             ({"version": "latest"}, ""),
             ({"version": "0.17.4-rocm"}, ""),
-            ({"digest": "sha256:" + "a" * 64}, ""),  # of whatever release
+            ({"digest": "sha256:" + "a" * 64}, "0.17.4"),
         ],
     )
     def test_a_version_is_demanded_where_the_images_name_tells_one(self, monkeypatch, told, expected):
