@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,11 @@ from typing import Any
 import docker.errors
 
 from aiplatform import docker_engine, image_pins
-from aiplatform.errors import PlatformError
+from aiplatform.errors import NotFoundError, PlatformError
+from aiplatform.schema import one_of
+
+# What engines say where a registry answers, and has no such image.
+GONE = re.compile(r"manifest unknown|not found")
 
 
 def pull(image: str) -> bool:
@@ -24,11 +29,12 @@ def pull(image: str) -> bool:
         salt ai_server platform_image.pull quay.io/keycloak/keycloak:26.0.7
     """
     engine, wanted = _engine(), pinned(image)
-    there = _has_image(engine, wanted)
-    told = None if there else _pull(engine, wanted, image)
-    if not image_pins.is_pinned(wanted):
-        _pin(engine, image, told)
-    return not there
+    if _has_image(engine, wanted):
+        return False
+    digest = _pull(engine, wanted, image)
+    if digest and not image_pins.is_pinned(wanted):
+        image_pins.keep(_pins_file(), image, digest)
+    return True
 
 
 def pins() -> dict[str, dict[str, str]]:
@@ -36,6 +42,7 @@ def pins() -> dict[str, dict[str, str]]:
 
     That is what it keeps to: a container of such an image is made of that digest, and where the image is gone it is
     pulled by that digest, whatever the registry says of the version by then. ``since`` is the time of that, in UTC.
+    An image that came to the host in another way (``docker load``) has none, until it is pulled.
 
     CLI Example:
 
@@ -55,11 +62,11 @@ def pinned(image: str) -> str:
 
         salt ai_server platform_image.pinned ghcr.io/open-webui/open-webui:v0.12.4
     """
-    return image_pins.resolve(image, pins())
+    return image if image_pins.is_pinned(image) else image_pins.resolve(image, pins())
 
 
 def pin(image: str) -> dict[str, str | None]:
-    """Take what the registry says now of an image that is named by its version; returns the digest before and now.
+    """Take what the registry says now of an image in ``pins``; returns the digest before and now.
 
     The next run of its state makes the container anew where the two differ. In pillar nothing changes.
 
@@ -69,25 +76,41 @@ def pin(image: str) -> dict[str, str | None]:
 
         salt ai_server platform_image.pin ghcr.io/open-webui/open-webui:v0.12.4
     """
-    if image_pins.is_pinned(image):
-        raise PlatformError("The image has a digest already", where=image, expected="<registry>/<image>:<version>")
-    engine, before = _engine(), pins().get(image, {}).get("digest")
-    return {"old": before, "new": _pin(engine, image, _pull(engine, image, image))}
+    before = _known(image)
+    now = _pull(_engine(), image, image)
+    if now is None:
+        raise PlatformError(
+            "Docker does not tell what it has pulled", where=image, expected="a line Digest: sha256:..."
+        )
+    image_pins.replace(_pins_file(), image, now)
+    return {"old": before, "new": now}
+
+
+def unpin(image: str) -> dict[str, str | None]:
+    """Forget an image in ``pins``, so that the host runs what it has by that name, or else pulls it for the first time.
+
+    That is for an image that is loaded from a file (``docker load``) where its registry is gone.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server platform_image.unpin ghcr.io/open-webui/open-webui:v0.12.4
+    """
+    before = _known(image)
+    image_pins.replace(_pins_file(), image, None)
+    return {"old": before, "new": None}
+
+
+def _known(image: str) -> str:
+    known = pins()
+    if image not in known:
+        raise NotFoundError("This host has not pinned the image", where=image, expected=one_of(image, known))
+    return known[image]["digest"]
 
 
 def _pins_file() -> Path:
     return Path(__pillar__["containers"]["pins"])
-
-
-def _pin(engine: Any, image: str, told: str | None) -> str | None:
-    """Write down by which digest the registry knows an image: as a pull told, or as the engine remembers.
-
-    One that was loaded from a file may have none; nothing is written then.
-    """
-    digest = told or image_pins.remembered(image, engine.inspect_image(image).get("RepoDigests") or [])
-    if digest:
-        image_pins.write(_pins_file(), image, digest)
-    return digest
 
 
 def _has_image(engine: Any, image: str) -> bool:
@@ -127,8 +150,8 @@ def _pull(engine: Any, image: str, asked: str) -> str | None:
         errors.append("Docker's answer has ended, and the image is not there")
     if errors:
         hint = "containers.registry and the image's digest in pillar; docker pull on the host tells more"
-        if image != asked:
-            hint = f"this is what {asked} was at first; platform_image.pin {asked} takes what it is now"
+        if image != asked and GONE.search(errors[0]):
+            hint = f"{asked} was this at first; platform_image.pin {asked} takes what it is now"
         raise PlatformError("The image cannot be pulled", where=image, actual=errors[0], hint=hint)
     return image_pins.told(lines)
 

@@ -79,7 +79,7 @@ def running(
 
     volumes
         ``{<folder of the host, or name of a Docker volume>: <folder in the container>}``, writable but for those that
-        end with ``:ro``.
+        end with ``:ro``. ``{image}`` in a volume's name stands for the image: another one gets a volume of its own.
 
     tmpfs
         ``{<folder>: <mount options>}`` in place of the one at /tmp.

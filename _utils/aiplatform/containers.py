@@ -17,6 +17,8 @@ from typing import Any
 from aiplatform.errors import PlatformError
 from aiplatform.schema import Problem
 
+# Stands for the image in the name of a volume that belongs to it.
+IMAGE = "{image}"
 PARTS_LABEL = "ai-platform.parts"
 NAME_LABEL = "ai-platform.container"
 HUB = "docker.io"
@@ -54,7 +56,7 @@ def reference(registry: str | None, image: str, version: str, digest: str | None
 
 
 def problems(written: Settings, defaults: Settings) -> list[Problem]:
-    """Return the images whose version pillar names and whose digest is still that of the default's version.
+    """Return the images whose name or version pillar says and whose digest is still that of the default's.
 
     The digest counts, so the edit of the version would be without effect.
 
@@ -69,15 +71,23 @@ def problems(written: Settings, defaults: Settings) -> list[Problem]:
         # Not every formula is an image, and a wrong type is told by the schema.
         if not (isinstance(default, Mapping) and default.get("digest") and isinstance(own, Mapping)):
             continue
-        version, pinned = own.get("version", default["version"]), default["version"]
-        if version != pinned and "digest" not in own:
-            found.append(Problem(f"{formula}.digest", default["digest"], wanted_digest(version, pinned)))
+        if "digest" not in own and (expected := other_digest({**default, **own}, default)):
+            found.append(Problem(f"{formula}.digest", default["digest"], expected))
     return found
 
 
-def wanted_digest(version: str, pinned: str) -> str:
-    """Return what is expected in place of the digest of another version."""
-    return f"that of version {version}, or null for that of its first pull: this is the one of {pinned}"
+def other_digest(row: Settings, default: Settings) -> str:
+    """Return what is expected in place of the digest of another image; empty where it is this one.
+
+    row
+        What is wanted: its ``image`` and ``version``.
+    default
+        Whose digest stands there.
+    """
+    wanted, pinned = (f"{each['image']}:{each['version']}" for each in (row, default))
+    return (
+        "" if wanted == pinned else f"that of {wanted}, or null for that of its first pull: this is the one of {pinned}"
+    )
 
 
 def specification(settings: Settings, name: str, image: str, **wanted: Any) -> Parts:
@@ -158,6 +168,10 @@ def _mounts(wanted: Settings) -> list[dict[str, Any]]:
     return found
 
 
+def _of_image(source: str, image: str) -> str:
+    return source.replace(IMAGE, hashlib.sha256(image.encode()).hexdigest()[:12])
+
+
 def _tmpfs(options: str) -> str:
     return f"rw,nosuid,nodev,{options or 'noexec,size=64m'}"
 
@@ -218,7 +232,7 @@ def engine_config(name: str, parts: Parts, digests: Mapping[str, str]) -> dict[s
 def _host_config(parts: Parts) -> dict[str, Any]:
     limits, memory = parts["limits"], parts["limits"]["memory_mib"] * MIB
     return _shares(parts) | {
-        "Mounts": parts.get("mounts", []),
+        "Mounts": [mount | {"Source": _of_image(mount["Source"], parts["image"])} for mount in parts.get("mounts", [])],
         "Tmpfs": parts.get("tmpfs", {}),
         "ReadonlyRootfs": parts["root"] == "read-only",
         "CapDrop": ["ALL"],

@@ -9,11 +9,13 @@ from __future__ import annotations
 import fcntl
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from aiplatform.errors import PlatformError
+from aiplatform.vault_keys import write_durably
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -36,24 +38,6 @@ def told(lines: Iterable[str]) -> str | None:
     """Return the digest that the engine tells in the course of a pull, in a line ``Digest: sha256:…``."""
     found = (line.removeprefix("Digest: ") for line in lines if line.startswith("Digest: "))
     return next((digest for digest in found if _DIGEST.fullmatch(digest)), None)
-
-
-def remembered(image: str, digests: Iterable[str]) -> str | None:
-    """Return the digest by which an image's registry knows what the engine has: of the last pull, as far as it tells.
-
-    image
-        Its full name with a tag.
-    digests
-        The engine's ``RepoDigests`` of it. An image that was loaded from a file may have none.
-    """
-    wanted = _familiar(repository(image))
-    known = (entry.partition("@") for entry in digests)
-    return next((digest for name, _, digest in known if _familiar(name) == wanted and _DIGEST.fullmatch(digest)), None)
-
-
-def _familiar(name: str) -> str:
-    """Return a repository as the engine shows it: without Docker Hub's own name."""
-    return name.removeprefix("docker.io/").removeprefix("library/")
 
 
 def resolve(image: str, pins: Pins) -> str:
@@ -89,19 +73,36 @@ def _unreadable(path: Path, actual: str) -> PlatformError:
     )
 
 
-def write(path: Path, image: str, digest: str) -> str | None:
-    """Write down what an image is from now on; returns the digest that was there before.
+def keep(path: Path, image: str, digest: str) -> None:
+    """Write down what an image was at its first pull; what another process has written meanwhile stays."""
+    with _changed(path) as pins:
+        pins.setdefault(image, _row(digest))
 
-    Phases that run side by side on one host do so at once: one writer at a time.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("a") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
-        pins = read(path)
-        before = pins.get(image, {}).get("digest")
-        if before != digest:
-            pins[image] = {"digest": digest, "since": datetime.now(UTC).isoformat(timespec="seconds")}
-            draft = path.with_suffix(".new")
-            draft.write_text(json.dumps(pins, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            draft.replace(path)
-    return before
+
+def replace(path: Path, image: str, digest: str | None) -> None:
+    """Write down what an image is from now on; None: forget it, as if it had never been pulled."""
+    with _changed(path) as pins:
+        if digest is None:
+            pins.pop(image, None)
+        elif pins.get(image, {}).get("digest") != digest:
+            pins[image] = _row(digest)
+
+
+def _row(digest: str) -> dict[str, str]:
+    return {"digest": digest, "since": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+@contextmanager
+def _changed(path: Path) -> Iterator[Pins]:
+    """Give the pins to be changed, and write them where they were; phases run side by side, so one writer at a time."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".lock").open("a") as guard:
+            fcntl.flock(guard, fcntl.LOCK_EX)
+            before = read(path)
+            pins = dict(before)
+            yield pins
+            if pins != before:
+                write_durably(path, (json.dumps(pins, indent=2, sort_keys=True) + "\n").encode(), 0o644)
+    except OSError as err:
+        raise PlatformError("What an image is pinned to cannot be written", where=str(path), actual=str(err)) from err

@@ -125,11 +125,10 @@ def _reservations(known: Mapping[str, Profile]) -> Iterator[Problem]:
 
 
 def _other_digests(known: Mapping[str, Profile], default: Settings) -> Iterator[Problem]:
-    digest, version = default["container"]["digest"], default["version"]
+    shipped = default["container"] | {"version": default["version"]}
     for name, row in known.items():
-        if row["version"] != version and row["digest"] == digest:
-            key = f"ollama.profiles.{name}.digest"
-            yield Problem(key, digest, containers.wanted_digest(row["version"], version))
+        if row["digest"] == shipped["digest"] and (expected := containers.other_digest(row, shipped)):
+            yield Problem(f"ollama.profiles.{name}.digest (or ollama.container.digest)", row["digest"], expected)
 
 
 def is_exposed(row: Profile) -> bool:
@@ -178,9 +177,9 @@ def image(settings: Settings, row: Profile) -> str:
 def known_version(row: Profile) -> str:
     """Return the version that a profile's server has to answer; empty where its image's name does not tell.
 
-    A tag such as ``latest`` or ``0.17.4-rocm`` is no version. A digest is of the version that stands beside it.
+    A tag such as ``latest`` or ``0.17.4-rocm`` is no version, and a digest counts before the tag.
     """
-    return row["version"] if VERSION.fullmatch(row["version"]) else ""
+    return "" if row["digest"] or not VERSION.fullmatch(row["version"]) else row["version"]
 
 
 def environment(settings: Settings, row: Profile) -> dict[str, str]:

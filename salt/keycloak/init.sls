@@ -61,7 +61,7 @@ keycloak:
     - command: [/bin/bash, /run/platform/start]
     - environment: {{ site.environment | json }}
     - publish: ["{{ pillar.address }}:{{ keycloak.port }}:8080", "127.0.0.1:{{ keycloak.port }}:8080"]
-    - volumes: {{ {data: "/opt/keycloak/data", "keycloak-" ~ (image | sha256)[:12]: "/opt/keycloak/lib/quarkus"} | json }}
+    - volumes: {{ {data: "/opt/keycloak/data", "keycloak-{image}": "/opt/keycloak/lib/quarkus"} | json }}
     - health: {test: [/bin/bash, /run/platform/health], interval: 5, timeout: 5, start_period: {{ keycloak.timeout }}}
     - timeout: {{ keycloak.timeout }}
     - require:

@@ -198,7 +198,7 @@ def moving(machine):
     publish.tag = tag
     yield publish
     for digest in made:
-        requests.delete(f"{url}/{digest}", timeout=20)
+        requests.delete(f"{url}/{digest}", timeout=20).raise_for_status()
 
 
 def test_an_image_without_a_digest_stays_what_it_was_at_its_first_pull(served, moving):
@@ -211,6 +211,7 @@ def test_an_image_without_a_digest_stays_what_it_was_at_its_first_pull(served, m
     second = moving(2)
     assert second != first
     served.run("docker rm --force ollama && docker image prune --all --force")
+    assert served.run(f"docker image inspect {IMAGE}@{first}", check=False).returncode != 0
     served.apply()
     assert served.inspect()["Config"]["Image"] == f"{IMAGE}@{first}"
     _, pins = served.call("platform_image.pins")
@@ -221,6 +222,8 @@ def test_an_image_without_a_digest_stays_what_it_was_at_its_first_pull(served, m
     assert foreseen == {"image": {"old": f"{IMAGE}@{first}", "new": f"{IMAGE}@{second}"}}
     assert changes(served.apply())["ollama-local platform_container.running"] == foreseen
     assert changes(served.apply()) == {}
+    _, forgotten = served.call("platform_image.unpin", f"{IMAGE}:{moving.tag}")
+    assert forgotten == {"old": second, "new": None}
 
 
 def test_two_profiles_stand_side_by_side_and_one_that_goes_leaves_its_models(machine):

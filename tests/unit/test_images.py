@@ -12,11 +12,16 @@ from urllib3.exceptions import ProtocolError
 
 from _modules import platform_container, platform_image
 from aiplatform import containers, image_pins
-from aiplatform.errors import PlatformError
+from aiplatform.errors import NotFoundError, PlatformError
 from tests.unit.test_containers import PILLAR, WANTED
 
 CHAT = "192.0.2.10:5000/open-webui/open-webui:v0.12.4"
 FIRST, SECOND = (f"sha256:{letter * 64}" for letter in "ab")
+
+
+def exact(digest):
+    """The chat's image by a digest."""
+    return f"192.0.2.10:5000/open-webui/open-webui@{digest}"
 
 
 class Engine:
@@ -26,7 +31,7 @@ class Engine:
         self.tags = {CHAT: FIRST} | tags
         self.here: dict[str, list[str]] = {}
         self.asked: list[str] = []
-        self.told = True
+        self.refusal = "manifest unknown"
 
     def inspect_image(self, name):
         if name not in self.here:
@@ -37,10 +42,10 @@ class Engine:
         self.asked.append(name)
         digest = self.tags.get(name) or (name.partition("@")[2] if name.partition("@")[2] in self.tags.values() else "")
         if not digest:
-            return iter([{"error": "manifest unknown"}])
+            return iter([{"error": self.refusal}])
         exact = f"{image_pins.repository(name)}@{digest}"
         self.here |= {name: [exact], exact: [exact]}
-        return iter([{"status": "Pulling"}, *([{"status": f"Digest: {digest}"}] if self.told else [])])
+        return iter([{"status": "Pulling"}, {"status": f"Digest: {digest}"}])
 
 
 @pytest.fixture
@@ -79,7 +84,7 @@ def test_an_image_that_is_there_is_not_pulled(engine):
 
 
 def test_a_pull_is_over_when_the_image_is_there(engine):
-    engine.inspect_image.side_effect = [docker.errors.ImageNotFound("none"), {"Id": "1"}, {"Id": "1"}]
+    engine.inspect_image.side_effect = [docker.errors.ImageNotFound("none"), {"Id": "1"}]
     engine.pull.return_value = iter([{"status": "Pulling"}])
     assert platform_image.pull("x:1") is True
 
@@ -117,15 +122,8 @@ def test_a_pull_that_breaks_off_is_an_error(engine, answer, told):
 # -- pins -----------------------------------------------------------------------------------------------------------
 
 
-def exact(digest, image=CHAT):
-    return f"{image_pins.repository(image)}@{digest}"
-
-
-@pytest.mark.parametrize("told", [True, False])
-def test_a_moved_tag_moves_no_host_that_has_pulled_before(host, told):
-    """What is pulled first is what is pulled again, where a newer engine tells the digest and where it does not."""
+def test_a_moved_tag_moves_no_host_that_has_pulled_before(host):
     engine = host(Engine(other=SECOND))
-    engine.told = told
     assert platform_image.pinned(CHAT) == CHAT
     assert platform_image.pull(CHAT) is True
     assert platform_image.pinned(CHAT) == exact(FIRST)
@@ -137,15 +135,28 @@ def test_a_moved_tag_moves_no_host_that_has_pulled_before(host, told):
     assert {image: row["digest"] for image, row in platform_image.pins().items()} == {CHAT: FIRST}
 
 
-def test_what_the_registry_has_no_more_is_not_replaced_in_silence(host):
+@pytest.mark.parametrize("answer", ["manifest unknown", "image x not found"])
+def test_what_the_registry_has_no_more_is_not_replaced_in_silence(host, answer):
     engine = host(Engine())
     platform_image.pull(CHAT)
-    engine.tags[CHAT] = SECOND
+    engine.tags[CHAT], engine.refusal = SECOND, answer
     engine.here.clear()
-    wanted = rf"where: {exact(FIRST)}; actual: manifest unknown; next: this is what {CHAT} was at first; .*\.pin {CHAT}"
+    wanted = (
+        rf"where: {exact(FIRST)}; actual: {answer}; next: {CHAT} was this at first; platform_image\.pin {CHAT} takes"
+    )
     with pytest.raises(PlatformError, match=wanted):
         platform_image.pull(CHAT)
     assert platform_image.pinned(CHAT) == exact(FIRST)
+
+
+def test_a_registry_that_is_down_is_no_reason_to_take_another_image(host):
+    engine = host(Engine())
+    platform_image.pull(CHAT)
+    engine.tags[CHAT], engine.refusal = SECOND, "dial tcp: lookup registry: no such host"
+    engine.here.clear()
+    with pytest.raises(PlatformError, match=r"no such host; next: containers\.registry") as told:
+        platform_image.pull(CHAT)
+    assert "platform_image.pin" not in str(told.value)
 
 
 def test_a_person_takes_what_the_tag_is_now(host):
@@ -154,20 +165,36 @@ def test_a_person_takes_what_the_tag_is_now(host):
     engine.tags[CHAT] = SECOND
     assert platform_image.pin(CHAT) == {"old": FIRST, "new": SECOND}
     assert platform_image.pinned(CHAT) == exact(SECOND)
-    with pytest.raises(PlatformError, match="has a digest already"):
-        platform_image.pin(exact(SECOND))
 
 
-def test_an_image_that_was_there_before_is_pinned_to_what_it_is(host):
+@pytest.mark.parametrize("name", ["open-webui:v0.12.4", exact(SECOND)])
+@pytest.mark.parametrize("function", [platform_image.pin, platform_image.unpin])
+def test_only_what_is_pinned_is_pinned_anew_or_forgotten(host, function, name):
     engine = host(Engine())
-    engine.here[CHAT] = [exact(SECOND, "192.0.2.10:5000/other:1"), exact(FIRST)]
+    platform_image.pull(CHAT)
+    with pytest.raises(NotFoundError, match=rf"has not pinned the image; .*{CHAT}"):
+        function(name)
+    assert engine.asked == [CHAT]
+
+
+def test_an_image_that_is_loaded_again_without_its_registry_runs_when_it_is_unpinned(host):
+    """A saved and loaded image has lost its digest, so that the pinned name finds nothing."""
+    engine = host(Engine())
+    platform_image.pull(CHAT)
+    engine.tags.clear()
+    engine.here = {CHAT: []}
+    with pytest.raises(PlatformError, match="cannot be pulled"):
+        platform_image.pull(CHAT)
+    assert platform_image.unpin(CHAT) == {"old": FIRST, "new": None}
     assert platform_image.pull(CHAT) is False
-    assert platform_image.pinned(CHAT) == exact(FIRST)
+    assert (platform_image.pinned(CHAT), platform_image.pins()) == (CHAT, {})
 
 
-def test_an_image_of_a_file_has_no_digest_and_runs_by_its_version(host, pins):
+@pytest.mark.parametrize("shown", [[], [f"192.0.2.10:5000/open-webui/open-webui@{SECOND}"]])
+def test_an_image_that_was_loaded_is_taken_for_what_its_tag_says(host, pins, shown):
+    """Engines with containerd's store show a digest of it too, of which no registry may know."""
     engine = host(Engine())
-    engine.here[CHAT] = []
+    engine.here[CHAT] = shown
     assert platform_image.pull(CHAT) is False
     assert platform_image.pinned(CHAT) == CHAT
     assert not pins.exists()
@@ -190,28 +217,29 @@ def test_pins_that_cannot_be_read_are_no_reason_to_take_anything(host, pins, tex
     with pytest.raises(PlatformError, match=r"pinned to cannot be read; where: .*image-pins\.json"):
         platform_image.pull(CHAT)
     assert engine.asked == []
+    # Who names a digest needs no pins.
+    assert platform_image.pull(exact(FIRST)) is True
 
 
-def test_phases_side_by_side_lose_no_pin(pins):
-    images = [f"x/{number}:1" for number in range(24)]
+def test_pins_that_cannot_be_written_are_told(host, pins):
+    host(Engine())
+    pins.parent.write_text("a file where the folder should be")
+    with pytest.raises(PlatformError, match="cannot be"):
+        platform_image.pull(CHAT)
+
+
+def test_phases_side_by_side_lose_no_pin_and_the_first_one_stays(pins):
+    images = [f"x/{number % 12}:1" for number in range(24)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda image: image_pins.write(pins, image, FIRST), images))
-    assert sorted(image_pins.read(pins)) == sorted(images)
+        list(pool.map(lambda image: image_pins.keep(pins, image, FIRST), images))
+    assert sorted(image_pins.read(pins)) == sorted(set(images))
+    image_pins.keep(pins, images[0], SECOND)
+    assert {row["digest"] for row in image_pins.read(pins).values()} == {FIRST}
 
 
-@pytest.mark.parametrize(
-    ("image", "shown"),
-    [
-        ("docker.io/library/postgres:15.14", "postgres"),
-        ("docker.io/ollama/ollama:0.17.4", "ollama/ollama"),
-        ("quay.io/keycloak/keycloak:26.0.7", "quay.io/keycloak/keycloak"),
-        (CHAT, "192.0.2.10:5000/open-webui/open-webui"),
-    ],
-)
-def test_the_engines_own_names_of_images_are_known(image, shown):
-    assert image_pins.remembered(image, [f"{shown}@{FIRST}"]) == FIRST
-    assert image_pins.remembered(image, [f"{shown}x@{FIRST}"]) is None
-    assert image_pins.resolve(image, {image: {"digest": FIRST}}).endswith(f"@{FIRST}")
+@pytest.mark.parametrize("image", ["docker.io/library/postgres:15.14", "10.0.0.1:5000/web:1", CHAT])
+def test_the_registrys_port_is_no_tag(image):
+    assert image_pins.resolve(image, {image: {"digest": FIRST}}) == f"{image.rpartition(':')[0]}@{FIRST}"
 
 
 def test_a_container_is_made_of_what_its_image_is_pinned_to(host, monkeypatch):
@@ -230,3 +258,16 @@ def test_a_container_is_made_of_what_its_image_is_pinned_to(host, monkeypatch):
     again = platform_container.specification("chat", image=CHAT, **WANTED)
     found = {"Config": config | {"Image": exact(FIRST)}}
     assert containers.differences(found, again, platform_container.digests(again)) == {}
+
+
+def test_a_volume_of_the_image_changes_with_it():
+    """Keycloak's holds what is built of the image's own files."""
+
+    def source(image):
+        wanted = WANTED | {"volumes": {"built-{image}": "/built", "/data": "/data"}}
+        parts = containers.specification(PILLAR, "web", image, **wanted)
+        return [mount["Source"] for mount in containers.engine_config("web", parts, {})["HostConfig"]["Mounts"]]
+
+    assert source(exact(FIRST)) == source(exact(FIRST)) != source(exact(SECOND))
+    assert source(exact(FIRST))[1] == "/data"
+    assert "{" not in source(exact(FIRST))[0]

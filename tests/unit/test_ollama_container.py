@@ -139,12 +139,13 @@ def test_the_image_is_ollamas_version_unless_it_is_named():
         {"version": "0.18.0"},
         {"container": {"version": "0.18.0"}},
         {"profiles": {"local": {"version": "0.17.4-rocm"}}},
+        {"profiles": {"local": {"image": "docker.io/acme/ollama"}}},
     ],
 )
-def test_another_version_wants_another_digest(written):
+def test_another_image_wants_another_digest(written):
     (told,) = problems(**written)
-    assert told.startswith("ollama.profiles.local.digest: is 'sha256:")
-    assert "expected that of version 0.1" in told
+    assert told.startswith("ollama.profiles.local.digest (or ollama.container.digest): is 'sha256:")
+    assert "expected that of docker.io/" in told
     container = written.get("container", {})
     for digest in (None, f"sha256:{'a' * 64}"):
         assert problems(**written | {"container": container | {"digest": digest}}) == []
@@ -257,11 +258,11 @@ class TestReadiness:
     @pytest.mark.parametrize(
         ("told", "expected"),
         [
-            ({}, "0.17.4"),
-            ({"version": "0.18.0"}, "0.18.0"),
-            ({"version": "latest"}, ""),
-            ({"version": "0.17.4-rocm"}, ""),
-            ({"digest": "sha256:" + "a" * 64}, "0.17.4"),
+            ({"digest": None}, "0.17.4"),
+            ({"digest": None, "version": "0.18.0"}, "0.18.0"),
+            ({"digest": None, "version": "latest"}, ""),
+            ({"digest": None, "version": "0.17.4-rocm"}, ""),
+            ({"digest": "sha256:" + "a" * 64}, ""),  # of whatever release
         ],
     )
     def test_a_version_is_demanded_where_the_images_name_tells_one(self, monkeypatch, told, expected):

@@ -74,10 +74,13 @@ def test_a_slots_number_in_quotes_is_refused_as_that(root, written, row):
 
 @pytest.mark.parametrize("formula", ["coredns", "keycloak", "postgres", "qdrant"])
 def test_a_version_whose_digest_is_still_the_defaults_is_refused(root, written, formula):
+    written[formula] = {"image": "192.0.2.1/of/ours"}
+    (error,) = compiled(dict(written))["_errors"]
+    assert "expected that of 192.0.2.1/of/ours:" in error
     written[formula] = {"version": "99.1"}
-    (error,) = compiled(written)["_errors"]
+    (error,) = compiled(dict(written))["_errors"]
     assert f"{formula}.digest: is 'sha256:" in error
-    assert "expected that of version 99.1, or null" in error
+    assert ":99.1, or null" in error
     for digest in (None, f"sha256:{'a' * 64}"):
         written[formula] = {"version": "99.1", "digest": digest}
         assert compiled(dict(written))[formula]["digest"] == digest
