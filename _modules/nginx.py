@@ -204,7 +204,9 @@ def api_keys_current() -> bool:
 
 
 def refresh_api_keys() -> bool:
-    """Write the keys that are in Vault into the proxy's file; NGINX takes them within half a second, without a reload.
+    """Write the keys that are in Vault into the proxy's file.
+
+    NGINX knows a new key at once and refuses a revoked one within half a second, without a reload.
 
     CLI Example:
 

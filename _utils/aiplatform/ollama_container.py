@@ -128,7 +128,8 @@ def _other_digests(known: Mapping[str, Profile], default: Settings) -> Iterator[
     shipped = default["container"] | {"version": default["version"]}
     for name, row in known.items():
         if row["digest"] == shipped["digest"] and (expected := containers.other_digest(row, shipped)):
-            yield Problem(f"ollama.profiles.{name}.digest (or ollama.container.digest)", row["digest"], expected)
+            everywhere = "ollama.container.digest is that of all profiles"
+            yield Problem(f"ollama.profiles.{name}.digest", row["digest"], f"{expected}; {everywhere}")
 
 
 def is_exposed(row: Profile) -> bool:

@@ -144,7 +144,7 @@ def test_the_image_is_ollamas_version_unless_it_is_named():
 )
 def test_another_image_wants_another_digest(written):
     (told,) = problems(**written)
-    assert told.startswith("ollama.profiles.local.digest (or ollama.container.digest): is 'sha256:")
+    assert told.startswith("ollama.profiles.local.digest: is 'sha256:")
     assert "expected that of docker.io/" in told
     container = written.get("container", {})
     for digest in (None, f"sha256:{'a' * 64}"):

@@ -132,11 +132,20 @@ local function refuse(status, message)
   return ngx.exit(status)
 end
 
+-- The row of a key, or nil. One that is not known may have been made since the file was last read.
+local function row_of(token)
+  local hash = fingerprint(token)
+  if not files["keys.json"].data[hash] then
+    load_file("keys.json")
+  end
+  return files["keys.json"].data[hash]
+end
+
 -- Find out whose key the request carries; limits count by that name, or by address where there is none.
 function edge.identify()
   local given = ngx.req.get_headers()["authorization"]
   local token = type(given) == "string" and given:match("^Bearer ([!-~]+)$")
-  local key = token and #token <= 512 and files["keys.json"].data[fingerprint(token)]
+  local key = token and #token <= 512 and row_of(token)
   ngx.ctx.key = key or nil
   ngx.var.api_key = key and key.name or "-"
   ngx.var.api_client = key and "key " .. key.name or ngx.var.remote_addr
