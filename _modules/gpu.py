@@ -17,6 +17,18 @@ def found() -> list[str]:
     return gpu.found()
 
 
+def in_containers() -> list[str]:
+    """Return the vendors whose devices Docker hands to a container here.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server gpu.in_containers
+    """
+    return gpu.in_containers()
+
+
 def used() -> bool:
     """Return whether the native instances of Ollama reach GPU devices, by pillar ``ollama:gpu`` and the driver.
 

@@ -322,6 +322,23 @@ def user_roles(realm: str, name: str) -> list[dict[str, Any]]:
     )
 
 
+def role_holders(realm: str, role: str) -> list[str]:
+    """Return the names of the enabled users who were given a realm role themselves, not by a group.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ai_server keycloak_admin.role_holders ai-platform ai-admin
+    """
+
+    def read() -> list[str]:
+        members = _admin(realm).get_realm_role_members(role)
+        return sorted(one["username"] for one in members if one["enabled"])
+
+    return _asked(f"users with {role} of {realm}", read) or []
+
+
 def user_locked(realm: str, name: str) -> bool:
     """Return whether wrong passwords have locked a user out for a while.
 

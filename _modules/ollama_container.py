@@ -37,7 +37,7 @@ def arguments(profile: str) -> dict[str, Any]:
 
         salt-call --local ollama_container.arguments local
     """
-    return described.arguments(__pillar__, profile, __salt__["gpu.found"](), __grains__["num_cpus"])
+    return described.arguments(__pillar__, profile, __salt__["gpu.in_containers"](), __grains__["num_cpus"])
 
 
 def warning(profile: str) -> str:
@@ -80,7 +80,7 @@ def demand_gpu(profile: str) -> bool:
 
         salt-call --local ollama_container.demand_gpu prod
     """
-    described.demand_gpu(profile, described.profile(__pillar__, profile)["gpu"], __salt__["gpu.found"]())
+    described.demand_gpu(profile, described.profile(__pillar__, profile)["gpu"], __salt__["gpu.in_containers"]())
     return True
 
 

@@ -215,7 +215,7 @@ def make_key() -> bool:
         salt ai_server vault_server.make_key
     """
     group = grp.getgrnam(SERVICE).gr_gid
-    vault_host.make_key(vault_host.TLS_DIR, __pillar__["platform"], __opts__["id"], group)
+    vault_host.make_key(vault_host.TLS_DIR, vault_policy.certificate_names(__pillar__, __opts__["id"]), group)
     return True
 
 

@@ -145,7 +145,7 @@ def verify() -> dict[str, Any]:
     return _told(_verify)
 
 
-def rotate(slot: int | str, model: str | None = None, force: bool = False, test: bool = False) -> dict[str, Any]:
+def rotate(slot: int | str, model: str | None, force: bool = False, test: bool = False) -> dict[str, Any]:
     """Put another model into a rotating slot: writes it into the slots' pillar file and applies the phase ``models``.
 
     No request fails meanwhile: the new model is pulled, checked, loaded and asked for an answer before the slot's names

@@ -212,7 +212,7 @@ def _bootstrap(test: bool) -> vault_bootstrap.Bootstrap:
     minion = vault_policy.vault_host(pillar["platform"], pillar["vault"])
     return vault_bootstrap.Bootstrap(
         url=_url(pillar),
-        names=vault_policy.certificate_names(pillar["platform"], minion),
+        names=vault_policy.certificate_names(pillar, minion),
         store=KeyStore(pillar["vault"]["key_store"]),
         login=(__opts__.get("vault") or {}).get("auth") or {},
         settings=pillar["vault"],

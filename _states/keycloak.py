@@ -180,8 +180,8 @@ def user_present(
 ) -> dict[str, Any]:
     """A realm has a user with these settings and at least these roles.
 
-    The password of one who is there is left alone, unless ``password`` says which one it is, or ``first_password`` was
-    not changed yet.
+    One with a ``first_password`` is a person's own from the first sign-in on, or once disabled: then nothing of it is
+    changed any more. Deleted, it comes back only where nobody else who may sign in was given one of its roles.
 
     name
         The user's name.
@@ -197,6 +197,7 @@ def user_present(
 
     first_password
         ``<path>:<key>`` in pillar ``vault.secrets``: to be changed at the first sign-in; until then it follows Vault.
+        Without it, and without ``password``, the password is left alone.
 
     password
         ``<path>:<key>`` likewise: what the user signs in with, now and after each change in Vault. Whom wrong passwords
@@ -215,10 +216,15 @@ def user_present(
 
     def plan() -> dict[str, Any]:
         present = _now("user", realm, name)
+        if first_password and (keycloak.is_persons_own(present) if present else succeeded()):
+            return {}
         found = keycloak.differences(present, settings, "user")
         lacking = keycloak.missing_roles(__salt__["keycloak_admin.user_roles"](realm, name), roles) if present else {}
-        known = password or (first_password if keycloak.awaits_first_sign_in(present) else None)
+        known = password or first_password
         return found | lacking | (entry(known) if present and known else {})
+
+    def succeeded() -> bool:
+        return any(_now("role_holders", realm, role) for role in roles)
 
     def entry(known: str) -> dict[str, Any]:
         if __salt__["keycloak_admin.user_locked"](realm, name):

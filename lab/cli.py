@@ -12,7 +12,7 @@ from types import FrameType
 
 from lab import artifacts, containers, deploy, images, machine, models, packages, status, summary, topology
 from lab.process import end_all
-from lab.settings import LabError
+from lab.settings import LabError, standing
 from lab.steps import Step, elapsed, lock, note, run_steps
 
 INTERRUPTED = 130
@@ -142,8 +142,11 @@ def down() -> int:
     """``lab down``."""
     with lock("down"):
         if not machine.engine_answers():
-            print("No container engine answers: there is nothing to remove.")
-            return 0
+            if not standing().exists():
+                print("No container engine answers, and no lab was raised: there is nothing to remove.")
+                return 0
+            # The machine has been started anew since.
+            print(machine.start_engine())
         print(topology.down())
         images.remove_builders()
         print(machine.stop_engine())

@@ -134,7 +134,9 @@ def urls() -> str:
 
 def tree() -> list[str]:
     """The files of this checkout that git knows or would take."""
-    out = run(["git", "-C", CHECKOUT, "ls-files", "-co", "--exclude-standard", "-z"])
+    out = run(
+        ["git", "-C", CHECKOUT, "-c", f"safe.directory={CHECKOUT}", "ls-files", "-co", "--exclude-standard", "-z"]
+    )
     return sorted(name for name in set(out.split("\0")) if name and os.path.lexists(CHECKOUT / name))
 
 
@@ -432,12 +434,11 @@ def until(read: Callable[[], Answer], failure: str) -> Answer:
 
 # A deploy outlives the terminal that it was started from; the next one waits for it instead of being refused.
 DEPLOY = """\
-old=$(cat /run/lab-deploy.pid 2>/dev/null || echo 0)
-if grep -qs ai_platform.deploy /proc/$old/cmdline; then
-  echo "The deploy of an interrupted run is still at work (process $old on the master): waiting for it to end."
-  tail --pid=$old -f /dev/null
+exec 9> /run/lab-deploy.lock
+if ! flock -n 9; then
+  echo "The deploy of an interrupted run is still at work on the master: waiting for it to end."
+  flock 9
 fi
-echo $$ > /run/lab-deploy.pid
 exec salt-run ai_platform.deploy
 """
 

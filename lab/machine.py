@@ -85,7 +85,7 @@ def check_engine() -> None:
     if not is_root() and not engine_answers():
         raise LabError(
             "No container engine answers here, and only root can install and start one.\n"
-            "Run make lab as root, or start Docker and give this user access to it (group docker)."
+            "Run this as root, or start Docker and give this user access to it (group docker)."
         )
 
 

@@ -48,13 +48,19 @@ def folder(*parts: str) -> Path:
     return path
 
 
+def standing() -> Path:
+    """Where the network of a lab is noted from the moment that it is made until all of the lab is removed."""
+    return folder("lab") / "subnet"
+
+
 def subnet() -> ipaddress.IPv4Network:
-    """The lab's network: ``LAB_SUBNET`` or the default.
+    """The lab's network: ``LAB_SUBNET``, or that of the lab that stands, or the default.
 
     Raises:
         LabError: the setting is no IPv4 network of at least 256 addresses.
     """
-    text = os.environ.get("LAB_SUBNET") or DEFAULT_SUBNET
+    noted = standing().read_text() if standing().exists() else ""
+    text = os.environ.get("LAB_SUBNET") or noted or DEFAULT_SUBNET
     try:
         network = ipaddress.IPv4Network(text)
     except ValueError as err:

@@ -20,7 +20,7 @@ def table() -> str:
         LabError: there is no lab.
     """
     if not machine.engine_answers():
-        raise LabError("No container engine answers: the lab is down. Raise it with: make lab")
+        raise LabError("No container engine answers to this user. Raise the lab with: make lab")
     running = {item["Name"].lstrip("/"): bool(item["State"]["Running"]) for item in listed()}
     if not running:
         raise LabError("The lab is down. Raise it with: make lab")

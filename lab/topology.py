@@ -10,7 +10,7 @@ from typing import Any
 from lab.images import SALT, SITE, SYSTEM, Image
 from lab.machine import resolvers
 from lab.process import docker, run
-from lab.settings import DOMAIN, LABEL, NETWORK, PREFIX, LabError, address, cache, folder, subnet
+from lab.settings import DOMAIN, LABEL, NETWORK, PREFIX, LabError, address, cache, folder, standing, subnet
 
 # What systemd and an engine of its own inside a container need. `--privileged` asks for more than some machines give.
 CAPABILITIES = ("SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE", "SYS_NICE", "IPC_LOCK")
@@ -59,6 +59,7 @@ HOSTS = (
 )
 MASTER = HOSTS[0]
 BARE = HOSTS[-1]
+VAULT = next(host for host in HOSTS if host.name == "ai_server")
 NAMES = next(host for host in HOSTS if host.name == "coredns_host")
 MINIONS = tuple(host for host in HOSTS if host.minion)
 
@@ -113,21 +114,27 @@ def hosts_fresh() -> str | None:
         item = state.get(each.container)
         if not item or not item["State"]["Running"] or item["Config"]["Image"] != each.image.tag():
             return None
+    # One that was started when a run was interrupted may not be up yet.
+    for each in HOSTS:
+        await_systemd(each)
     return f"{len(HOSTS)} hosts run"
 
 
 def make_hosts() -> str:
     """Make each host that is missing or stopped; wait until systemd is up in all of them.
 
-    Where an image has changed, all are made anew: a new master would not have the old Vault's keys.
+    Where an image has changed, or just one of the master and Vault's host is there, all are made anew: the keys of a
+    Vault are on the master, and fit no other.
     """
     state = {item["Name"].lstrip("/"): item for item in listed()}
+    changed = any(state[h.container]["Config"]["Image"] != h.image.tag() for h in HOSTS if h.container in state)
     told = ""
-    if any(state[h.container]["Config"]["Image"] != h.image.tag() for h in HOSTS if h.container in state):
+    if changed or (MASTER.container in state) != (VAULT.container in state):
         for each in HOSTS:
             remove(each)
         state = {}
-        told = ", all made anew from changed images"
+        why = "images have changed" if changed else "Vault and its keys belong together"
+        told = f", all made anew: {why}"
     for each in HOSTS:
         if each.container not in state:
             make(each)
@@ -176,6 +183,7 @@ def make_network() -> str:
             f"The lab's address range {subnet()} is taken on this machine: {taken}.\n"
             "Choose another one for it, as in: LAB_SUBNET=10.123.45.0/24 make lab"
         )
+    standing().write_text(str(subnet()))
     docker("network", "create", "--label", LABEL, "--subnet", str(subnet()), NETWORK)
     return str(subnet())
 
@@ -217,6 +225,7 @@ def down() -> str:
     networks = docker("network", "ls", "-q", "--filter", f"label={LABEL}").split()
     if networks:
         docker("network", "rm", *networks)
+    standing().unlink(missing_ok=True)
     return f"{len(ids)} containers, {len(volumes)} volumes, {len(networks)} networks removed; cache kept in {cache()}"
 
 

@@ -31,7 +31,8 @@ class Telegram:
         """Take the one token that this Telegram knows."""
         self.token = token
         self.seen: list[dict[str, Any]] = []
-        self.flooded = 0
+        self.flooded, self.pause = 0, 1
+        self.down, self.refused = False, 0
         self._updates: list[dict[str, Any]] = []
         self._numbers = itertools.count(1)
         self._news = threading.Condition()
@@ -64,6 +65,9 @@ class Telegram:
 
     def answer(self, method: str, asked: dict[str, str]) -> tuple[int, dict[str, Any]]:
         """Return status and body of a call of the Bot API."""
+        if self.down:
+            self.refused += 1
+            return 503, {"ok": False, "error_code": 503, "description": "Service Unavailable"}
         if method == "getUpdates":
             return 200, {"ok": True, "result": self.get_updates(asked)}
         if method == "getMe":
@@ -82,7 +86,8 @@ class Telegram:
     def _refusal(self, text: str) -> tuple[int, dict[str, Any]] | None:
         if self.flooded:
             self.flooded -= 1
-            wait = {"description": "Too Many Requests: retry after 1", "parameters": {"retry_after": 1}}
+            said = f"Too Many Requests: retry after {self.pause}"
+            wait = {"description": said, "parameters": {"retry_after": self.pause}}
             return 429, {"ok": False, "error_code": 429, **wait}
         if not text.strip() or len(text.encode("utf-16-le")) // 2 > LIMIT:
             what = "message is too long" if text.strip() else "message text is empty"

@@ -124,6 +124,7 @@ def bootstrap(
     with salt.key.get_key(dict(opts)) as keys:
         # Somebody else's key under this name is found before anything is installed.
         known_key(keys, minion, remote_fingerprint(target, sudo, hash_type), hash_type)
+        ensure_python(target, facts, sudo)
         changed = install(opts, target, minion, sudo, {"master": master, "master_finger": master_fingerprint(opts)})
         what = f"the minion's key in {MINION_KEY} on {address}"
         fingerprint = wait.until(lambda: remote_fingerprint(target, sudo, hash_type), KEY_TIMEOUT, 1, what)
@@ -179,13 +180,13 @@ def identify(platform: Mapping[str, Any], host: str, minion_id: str = "") -> tup
 
 
 def inspect(target: ssh.Target) -> dict[str, str]:
-    """Log in and find out whether the server can be a minion; Python is installed where it is missing.
+    """Log in and find out whether the server can be a minion.
 
     Returns the facts of the probe. Raises ``PlatformError`` for what stands in the way.
     """
     lines = ssh.run(target, PROBE).stdout.splitlines()
     facts = dict(line.split("=", 1) for line in lines if "=" in line)
-    system = supported(facts, target.place)
+    supported(facts, target.place)
     if facts.get("sudo") != "yes":
         raise _sudo_error(target, facts.get("sudo", ""), "missing" in facts.get("sudo", ""))
     if facts.get("init") != "systemd":
@@ -195,8 +196,6 @@ def inspect(target: ssh.Target) -> dict[str, str]:
             expected="systemd as process 1",
             actual=facts.get("init"),
         )
-    if not facts.get("python"):
-        install_python(target, system, facts["uid"] != "0")
     return facts
 
 
@@ -213,9 +212,12 @@ def supported(facts: Mapping[str, str], place: str) -> System:
     )
 
 
-def install_python(target: ssh.Target, system: System, sudo: bool) -> None:
-    """Install Python 3 with the system's package manager."""
-    shell = ["sudo", "-n", "sh", "-c", system.python] if sudo else ["sh", "-c", system.python]
+def ensure_python(target: ssh.Target, facts: Mapping[str, str], sudo: bool) -> None:
+    """Install Python 3 with the system's package manager where the probe found none."""
+    if facts.get("python"):
+        return
+    install = supported(facts, target.place).python
+    shell = ["sudo", "-n", "sh", "-c", install] if sudo else ["sh", "-c", install]
     done = ssh.run(target, shell, timeout=600, check=False)
     if done.returncode:
         raise PlatformError(

@@ -152,6 +152,11 @@ def awaits_first_sign_in(user: Settings | None) -> bool:
     return user is not None and "UPDATE_PASSWORD" in user.get("requiredActions", [])
 
 
+def is_persons_own(user: Settings) -> bool:
+    """Return whether the first user is a deploy's no more: who changed the password, or was disabled."""
+    return not (awaits_first_sign_in(user) and user.get("enabled", True))
+
+
 def check_people(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return the two people as whom the verification signs on: ``member`` with roles, ``stranger`` without any.
 

@@ -99,7 +99,7 @@ def plan(
 
 def distinct(installed: Iterable[Installed], pillar: Mapping[str, Any]) -> tuple[list[Installed], dict[str, str]]:
     """Leave out names that are not models to choose, and second names of the same weights."""
-    aliases = [*pillar["aliases"], *pillar["benchmark"]["skip_aliases"]]
+    unwanted = {normalise(name) for name in pillar["benchmark"]["skip_aliases"]}
     # An embedding model that an alias keeps comes with the slots: it would be news to a selection made before them.
     own = {normalise(row["model"]) for row in pillar["aliases"].values() if row.get("model")}
     kept: dict[str, Installed] = {}
@@ -110,7 +110,9 @@ def distinct(installed: Iterable[Installed], pillar: Mapping[str, Any]) -> tuple
         return (name.endswith(":latest"), name)
 
     for model in sorted(installed, key=preference):
-        if is_own_name(model.name, aliases) or (not model.answers and normalise(model.name) in own):
+        if normalise(model.name) in unwanted:
+            skipped[model.name] = "named in benchmark:skip_aliases"
+        elif is_own_name(model.name, pillar["aliases"]) or (not model.answers and normalise(model.name) in own):
             skipped[model.name] = ALIAS
         elif not model.answers:
             skipped[model.name] = "answers no prompts"

@@ -210,13 +210,13 @@ def gpus(wanted: bool | str, drivers: list[str]) -> str | None:
     wanted
         false, auto or true, as pillar says.
     drivers
-        The vendors whose driver is loaded on the host.
+        The vendors whose devices Docker hands to a container on the host.
     """
     return "all" if wanted and VENDOR in drivers else None
 
 
 def demand_gpu(name: str, wanted: bool | str, drivers: list[str]) -> None:
-    """Refuse a profile that demands a GPU on a host whose driver is not loaded.
+    """Refuse a profile that demands a GPU on a host where no container gets one.
 
     wanted, drivers
         As of ``gpus``.
@@ -225,10 +225,10 @@ def demand_gpu(name: str, wanted: bool | str, drivers: list[str]) -> None:
     """
     if wanted is True and not gpus(wanted, drivers):
         raise PlatformError(
-            f"Profile {name} demands a GPU, and NVIDIA's driver is not loaded here; nothing was changed",
+            f"Profile {name} demands a GPU, and no container gets one of NVIDIA's here; nothing was changed",
             where=f"ollama.profiles.{name}.gpu",
-            expected="/proc/driver/nvidia/version",
-            actual=f"drivers of {', '.join(drivers)}" if drivers else "no driver",
+            expected="NVIDIA's driver loaded, and nvidia-container-runtime-hook of its toolkit",
+            actual=f"devices of {', '.join(drivers)}" if drivers else "not both",
             hint="install the driver and nvidia-container-toolkit, or set gpu to auto or false",
         )
 
@@ -237,7 +237,7 @@ def arguments(settings: Settings, name: str, drivers: list[str], cpus: int) -> d
     """Return the arguments of the state ``platform_container.running`` for a profile.
 
     drivers
-        The vendors of GPUs whose driver is loaded on the host.
+        The vendors of GPUs whose devices Docker hands to a container on the host.
     cpus
         How many CPUs the host has; Docker refuses a limit above that.
     """

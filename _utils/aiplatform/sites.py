@@ -38,6 +38,7 @@ def context(pillar: Settings, family: str) -> dict[str, Any]:
         "hsts_seconds": nginx["hsts_seconds"],
         "config": f"{ETC}/nginx.conf",
         "ports": {"http": 80, "https": 443, "status": nginx["status_port"]},
+        "addresses": ["", "[::]:"] if ":" in pillar["address"] else [""],
         "names": names(pillar),
         "sites": sites(pillar),
         "api": nginx["api"] | {"public": _api_name(pillar), "instances": instances(pillar)},

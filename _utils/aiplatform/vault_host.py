@@ -8,7 +8,7 @@ import os
 import shutil
 import uuid
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from aiplatform.errors import PlatformError
 from aiplatform.files import text_of
 from aiplatform.release import ARCHITECTURES
 from aiplatform.vault_keys import sync_directory, write_durably
-from aiplatform.vault_policy import certificate_names, end, url
+from aiplatform.vault_policy import end, url
 
 CONFIG_DIR = Path("/etc/vault.d")
 CONFIG = CONFIG_DIR / "vault.json"
@@ -144,9 +144,11 @@ def key_present(tls_dir: Path) -> bool:
     return key.is_file() and certificate.is_file() and vault_tls.matches(certificate.read_text(), key.read_text())
 
 
-def make_key(tls_dir: Path, platform: Mapping[str, Any], minion: str, group: int) -> None:
+def make_key(tls_dir: Path, names: Sequence[str], group: int) -> None:
     """Make the host's key where absent, and a certificate of its own that serves until the master signs one.
 
+    names
+        What that certificate is valid for, the common name first.
     group
         The id of the group that may read the key.
     """
@@ -154,7 +156,6 @@ def make_key(tls_dir: Path, platform: Mapping[str, Any], minion: str, group: int
     if not key.is_file():
         write_durably(key, vault_tls.new_key().encode(), 0o640)
     os.chown(key, 0, group)
-    names = certificate_names(platform, minion)
     own = vault_tls.self_signed(key.read_text(), names[0], names)
     write_durably(tls_dir / CERTIFICATE, own.encode(), 0o644)
 

@@ -100,10 +100,12 @@ def url(address: str, port: int) -> str:
     return f"https://{end(address, port)}"
 
 
-def certificate_names(platform: Mapping[str, Any], minion: str) -> list[str]:
+def certificate_names(settings: Mapping[str, Any], minion: str) -> list[str]:
     """Return the names that Vault's certificate is valid for: public name, minion id, address, loopback."""
+    platform, label = settings["platform"], settings["services"]["vault"].get("name")
+    public = [f"{label}.{platform['domain']}"] if label else []
     # An underscore in a host name is refused by some resolvers, but clients only compare the text.
-    return [f"vault.{platform['domain']}", minion, str(platform["hosts"][minion]["address"]), "127.0.0.1"]
+    return [*public, minion, str(platform["hosts"][minion]["address"]), "127.0.0.1"]
 
 
 def policies(

@@ -24,12 +24,23 @@ def checks(host: Host) -> dict[str, Check]:
     return {
         "proxy_configuration": partial(_configuration, host),
         "proxy_certificate": partial(_certificate, host),
-        **{f"site_{site['upstream']}": partial(_site, host, site) for site in sites.sites(host.pillar)},
+        **{f"site_{name}": partial(_site, host, site) for name, site in _sites(host).items()},
+        **({"keycloak_console": partial(_console, host)} if "keycloak" in _sites(host) else {}),
+        **(_api(host, public) if public else {}),
+        "redirect": partial(_redirect, host),
+    }
+
+
+def _sites(host: Host) -> dict[str, dict[str, Any]]:
+    return {site["upstream"]: site for site in sites.sites(host.pillar)}
+
+
+def _api(host: Host, public: str) -> dict[str, Check]:
+    return {
         "api_without_key": partial(_answer, host, public, "/api/tags", 401, "GET"),
         "api_closed_path": partial(_answer, host, public, "/api/pull", 403, "POST", with_key=True),
         "api_models": partial(_models, host, public),
         **{f"api_answer_{kind}": partial(_completion, host, public, kind) for kind in _kinds(host)},
-        "redirect": partial(_redirect, host),
     }
 
 
@@ -81,6 +92,14 @@ def _site(host: Host, site: dict[str, Any]) -> Finding:
         f"HTTP {status}",
         f"salt-run ai_platform.status; the firewall of its host; {sites.LOGS}/error.log",
     )
+
+
+def _console(host: Host) -> Finding:
+    """Keycloak's console, to which its administrator signs in, comes through the proxy."""
+    public, path = _sites(host)["keycloak"]["public"], "/admin/master/console/"
+    reply = _ask(host, public, path)
+    actual = f"HTTP {reply.status}"
+    return Finding(f"https://{public}{path}", reply.status == OK, f"HTTP {OK}", actual, f"{sites.LOGS}/error.log")
 
 
 def _redirect(host: Host) -> Finding:

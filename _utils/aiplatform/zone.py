@@ -185,7 +185,7 @@ def _kept(entries: Iterable[Entry], names: set[str]) -> Iterator[str]:
             yield f"{orphan} {entry.text.lstrip()}"
         else:
             yield entry.text
-        if entry.words:
+        if entry.words and not entry.words[0][0].startswith("$"):
             orphan = ""
 
 

@@ -91,7 +91,7 @@ openclaw-unit:
     - context:
         folder: {{ folder }}
 
-# It has started once Telegram has said who the bot is.
+# It has started once Telegram has said who the bot is, or has not answered for half a minute.
 openclaw:
   service.running:
     - enable: true

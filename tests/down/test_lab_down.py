@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 
 from lab.machine import own_engine
-from lab.settings import LABEL, folder
+from lab.settings import LABEL, folder, standing
 
 
 def listed(*command: str) -> str:
@@ -21,6 +21,8 @@ def test_the_engine_that_the_lab_started_has_ended():
 def test_no_container_volume_or_network_is_left():
     for kind in (["ps", "-aq"], ["volume", "ls", "-q"], ["network", "ls", "-q"]):
         assert listed(*kind, "--filter", f"label={LABEL}") == ""
+    # Taken away once all of them are, even where no engine is left to ask.
+    assert not standing().exists()
 
 
 def test_the_cache_is_kept():

@@ -28,11 +28,13 @@ KEYS = {"all": "a" * 64, "coder": "b" * 64}
 WHO = {"all": None, "coder": [3, 6]}
 
 
-def pillar(ports: dict[str, int], **api) -> dict:
+def pillar(ports: dict[str, int], own_address: str = "127.0.0.1", **api) -> dict:
     """The defaults of the tree, with one host of each role on loopback.
 
     ports
         Port of each Ollama instance, and of ``vault``.
+    own_address
+        The proxy's address.
     api
         What differs from the defaults of ``nginx:api``.
     """
@@ -48,8 +50,7 @@ def pillar(ports: dict[str, int], **api) -> dict:
         "nginx": {"api": api},
     }
     merged = settings.effective(own, CHECKOUT / "salt")
-    merged["services"] = services.expand(merged)
-    return merged
+    return merged | {"services": services.expand(merged), "address": own_address}
 
 
 def root() -> Path:

@@ -72,6 +72,11 @@ class LocalVault:
         }
 
     @property
+    def names(self) -> list[str]:
+        settings = {"platform": self.platform, "services": {"vault": {"name": "vault"}}}
+        return vault_policy.certificate_names(settings, MINION)
+
+    @property
     def url(self) -> str:
         return f"https://{ADDRESS}:{self.port}"
 
@@ -81,7 +86,7 @@ class LocalVault:
             path.mkdir(parents=True, exist_ok=True)
         vault_host.mark_storage(self.data)
         if not vault_host.key_present(self.tls):
-            vault_host.make_key(self.tls, self.platform, MINION, os.getgid())
+            vault_host.make_key(self.tls, self.names, os.getgid())
         (self.folder / "vault.json").write_text(json.dumps(vault_host.configuration(self.platform, self.port, MINION)))
 
     def start(self) -> None:
@@ -129,7 +134,7 @@ class LocalVault:
         pillar = self.vault | settings
         return Bootstrap(
             url=self.url,
-            names=vault_policy.certificate_names(self.platform, MINION),
+            names=self.names,
             store=self.store,
             login=self.login,
             settings=pillar,

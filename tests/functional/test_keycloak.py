@@ -211,6 +211,22 @@ def test_a_password_of_the_first_user_is_not_touched_again(states, secrets):
     assert module.user_password_fits(REALM, f"{REALM}-admin", "the person's own choice")
 
 
+def test_a_first_user_who_has_left_does_not_come_back(states, secrets):
+    name, admin = f"{REALM}-admin", module._admin(REALM)
+    module.write_user(REALM, name, {"enabled": False, "requiredActions": []}, [])
+    assert converge()["user"]["changes"] == {}
+    assert module.user(REALM, name)["enabled"] is False
+    admin.delete_user(admin.get_user_id(name))
+    sign_up("successor", ["ai-admin"])
+    assert module.role_holders(REALM, "ai-admin") == ["ada", "successor"]
+    assert converge()["user"]["changes"] == {}
+    assert module.user(REALM, name) is None
+    for other in ("ada", "successor"):
+        module.write_user(REALM, other, {"enabled": False}, [])
+    assert converge()["user"]["changes"] == {"user": {"old": None, "new": "present"}}
+    assert module.user(REALM, name)["requiredActions"] == ["UPDATE_PASSWORD"]
+
+
 @pytest.mark.parametrize(("name", "roles"), [("check", {"ai-user"}), ("check-no-role", set())])
 def test_the_verifications_people_sign_in_at_once_with_their_role_alone(server, direct, name, roles):
     reply = token(server, f"{REALM}-{name}", SECRETS["keycloak:check_password"])

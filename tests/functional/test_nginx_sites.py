@@ -136,6 +136,54 @@ def test_a_host_that_hangs_is_told_in_words_and_soon(tmp_path, stub):
     assert f"<title>vault.{DOMAIN} does not answer</title>".encode() in body
 
 
+def signed_stub(folder) -> tuple[Stub, str]:
+    """A service that speaks TLS under Vault's public name, and the certificate of its authority."""
+    key, authority_key = vault_tls.new_key(), vault_tls.new_key()
+    authority = vault_tls.authority(authority_key, "upstream")
+    name = f"vault.{DOMAIN}"
+    own = folder / "stub.pem"
+    own.write_text(key + vault_tls.sign(vault_tls.request(key, name), authority_key, authority, [name], 5))
+    made, secured = Stub([]), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    secured.load_cert_chain(own)
+    made.socket = secured.wrap_socket(made.socket, server_side=True)
+    return made, authority
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_service_with_tls_has_to_show_a_certificate_of_its_authority(tmp_path, stub, elsewhere):
+    secured, authority = signed_stub(tmp_path)
+    server = LocalNginx(tmp_path, {"node1": stub.port, "node0": stub.port, "vault": secured.port})
+    (site,) = (site for site in server.context["sites"] if site["upstream"] == "vault")
+    site |= {"scheme": "https", "authority": str(tmp_path / "wiki.pem") if elsewhere else None}
+    trusted = "wiki.pem" if elsewhere else "upstream-authority.pem"
+    server.prepare()
+    server.write(trusted, vault_tls.authority(vault_tls.new_key(), "another"))
+    server.start()
+    try:
+        assert server.ask("GET", "/", host="vault")[0] == 502
+        server.write(trusted, authority)
+        reload(server)
+        until(lambda: server.ask("GET", "/", host="vault")[0] == 200, 10, 0.1, "the right authority to be taken")
+    finally:
+        server.stop()
+        secured.shutdown()
+        secured.server_close()
+
+
+@pytest.mark.parametrize(("address", "answers"), [("127.0.0.1", False), ("::1", True)])
+def test_a_proxy_with_an_address_of_ipv6_is_reached_there_too(tmp_path, stub, address, answers):
+    server = LocalNginx(tmp_path, {"node1": stub.port, "node0": stub.port, "vault": stub.port}, own_address=address)
+    server.prepare()
+    server.start()
+    try:
+        assert server.ask("GET", "/", host="vault")[0] == 200
+        for port in (server.http, server.https):
+            with socket.socket(socket.AF_INET6) as probe:
+                assert (probe.connect_ex(("::1", port)) == 0) is answers
+    finally:
+        server.stop()
+
+
 def test_a_websocket_is_let_through(proxy, stub):
     proxy.ask("GET", "/ws/socket.io/", host="vault", Connection="Upgrade, close", Upgrade="websocket")
     assert {"Upgrade": "websocket", "Connection": "upgrade"}.items() <= stub.last()["headers"].items()

@@ -193,6 +193,38 @@ def test_one_chat_does_not_wait_for_another(running, telegram, ollama):
     assert texts(telegram, FRIEND) == ["Fine, thanks."]
 
 
+def test_no_haste_of_one_makes_another_wait(running, telegram, ollama):
+    for _ in range(20):
+        telegram.say(FRIEND, "wait")
+    wait.until(lambda: ollama.asked, 20, 0.05, "the first question")
+    telegram.say(OTHER_FRIEND, "/start")
+    assert "llama3.1:8b" in texts(telegram, OTHER_FRIEND)[0]
+    assert len(ollama.asked) == 1, "a chat's questions are answered one after the other"
+    ollama.hold.set()
+    assert texts(telegram, FRIEND, 20) == ["Fine, thanks."] * 20
+
+
+def test_a_stranger_who_writes_too_much_is_not_waited_for(running, telegram):
+    telegram.flooded, telegram.pause = 20, 60
+    for _ in range(20):
+        telegram.say(STRANGER, "Hello")
+    wait.until(lambda: telegram.flooded == 0, 20, 0.05, "Telegram to ask for a pause each time")
+    telegram.say(FRIEND, "Hi")
+    assert texts(telegram, FRIEND) == ["Fine, thanks."]
+
+
+def test_a_telegram_that_does_not_answer_yet_is_waited_for(tmp_path, server, ollama, telegram):
+    telegram.down = True
+    process = start(tmp_path, server, ollama)
+    wait.until(lambda: telegram.refused > 1, 20, 0.05, "the bot to try again")
+    telegram.down = False
+    telegram.say(FRIEND, "Hi")
+    assert texts(telegram, FRIEND) == ["Fine, thanks."]
+    process.terminate()
+    _, errors = process.communicate(timeout=20)
+    assert TOKEN not in errors
+
+
 def test_the_greeting_names_the_model_that_the_slot_holds(running, telegram):
     telegram.say(FRIEND, "/start")
     assert "llama3.1:8b" in texts(telegram, FRIEND)[0]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -129,7 +131,7 @@ def test_another_init_is_refused(server, target):
 @pytest.mark.parametrize(("family", "version", "tool"), [("debian", "12", "apt-get"), ("rocky", "9.4", "dnf")])
 def test_python_is_installed_where_it_is_missing(server, target, family, version, tool):
     server[0].update(python="", id=family, version=version)
-    bootstrap.inspect(target)
+    bootstrap.ensure_python(target, bootstrap.inspect(target), sudo=True)
     assert server[1][0][:4] == ["sudo", "-n", "sh", "-c"]
     assert tool in server[1][0][4]
 
@@ -138,7 +140,25 @@ def test_python_that_cannot_be_installed_is_an_error(server, target):
     server[0]["python"] = ""
     server[2].append(done(stderr="no route to the mirror", code=100))
     with pytest.raises(PlatformError, match=r"no Python 3.*no route to the mirror.*by hand"):
-        bootstrap.inspect(target)
+        bootstrap.ensure_python(target, server[0], sudo=True)
+
+
+def test_a_server_whose_id_is_another_keys_is_left_as_it_was(server, target, monkeypatch, tmp_path):
+    server[0]["python"] = ""
+    pillar = {"platform": PLATFORM | {"master": {"address": "192.0.2.10"}}}
+    keys = SimpleNamespace(key_str=lambda minion: {"minions": {minion: "another's key"}})
+    for place, name, value in (
+        (bootstrap.settings, "load", lambda _opts: pillar),
+        (bootstrap.salt.key, "get_key", lambda _opts: nullcontext(keys)),
+        (ssh, "scan", lambda _target: []),
+        (ssh, "trust", lambda *_given: "met before"),
+        (bootstrap, "remote_fingerprint", lambda *_given: "aa:bb"),
+        (bootstrap, "fingerprint_of", lambda *_given: "cc:dd"),
+    ):
+        monkeypatch.setattr(place, name, value)
+    with pytest.raises(PlatformError, match="cc:dd"):
+        bootstrap.bootstrap({"pki_dir": str(tmp_path), "hash_type": "sha256"}, "ai_server", "admin")
+    assert server[1] == []
 
 
 # --- What salt-ssh says -----------------------------------------------------------------------------------------

@@ -73,14 +73,24 @@ def test_the_verification_signs_on_as_a_user_and_as_nobody():
     assert vault["secrets"][path]["keys"][key] == "base64_16"
 
 
+def test_clients_have_one_flow_and_their_own_page_as_origin():
+    for name, label in (("open-webui", "ollama-ui"), ("vault", "vault")):
+        found = keycloak.clients(PILLAR)[name]["settings"]
+        assert found["webOrigins"] == [f"https://{label}.acme.example"]
+        assert (found["publicClient"], found["standardFlowEnabled"]) == (False, True)
+        flows = ("implicitFlowEnabled", "directAccessGrantsEnabled", "serviceAccountsEnabled")
+        assert not any(found[flow] for flow in flows)
+
+
 @pytest.fixture
 def user(monkeypatch):
     """A user who is there, with Vault's password; returns what was written, and how the state is applied."""
-    found = SimpleNamespace(present={"email": "a@b.invalid"}, locked=False, password="in Vault", written=[])
+    found = SimpleNamespace(present={"email": "a@b.invalid"}, locked=False, password="in Vault", written=[], holders={})
     salt = {
         "platform_secret.read": lambda path, key: "in Vault",
         "keycloak_admin.answers": lambda: True,
         "keycloak_admin.user": lambda realm, name: found.present,
+        "keycloak_admin.role_holders": lambda realm, role: found.holders.get(role),
         "keycloak_admin.user_roles": lambda realm, name: [{"name": "ai-user"}],
         "keycloak_admin.user_locked": lambda realm, name: found.locked,
         "keycloak_admin.user_password_fits": lambda realm, name, password: password == found.password,
@@ -127,6 +137,25 @@ def test_a_first_password_follows_the_one_in_vault_until_it_was_changed(user, ac
     user.password = "the earlier one, or a person's own"
     assert set(apply()["changes"]) == ({"password"} if actions else set())
     assert user.written == ([("acme", "c", {}, ["ai-user"], "in Vault", None)] if actions else [])
+
+
+def first_user_applied():
+    return state.user_present(
+        "c", "acme", {"enabled": True}, ["ai-admin"], first_password="keycloak:realm_admin_password"
+    )
+
+
+def test_a_first_user_whom_an_administrator_disabled_stays_so(user):
+    user.present |= {"enabled": False, "requiredActions": ["UPDATE_PASSWORD"]}
+    assert first_user_applied()["changes"] == {}
+    assert user.written == []
+
+
+@pytest.mark.parametrize(("holders", "made"), [({}, 1), ({"ai-user": ["jane"]}, 1), ({"ai-admin": ["ada"]}, 0)])
+def test_a_deleted_first_user_comes_back_only_where_there_is_no_other(user, holders, made):
+    user.present, user.holders = None, holders
+    first_user_applied()
+    assert len(user.written) == made
 
 
 def test_a_dry_run_tells_of_a_user_to_be_made_without_asking_for_the_password(user, monkeypatch):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
 from types import SimpleNamespace
 
 import pytest
 import requests
 import yaml
 
+from aiplatform import wait
 from lab import artifacts, deploy
 from lab.settings import LAB, LabError
 from lab.topology import MINIONS
@@ -21,6 +24,30 @@ KEY = "-----BEGIN PUBLIC KEY-----\nQUJD\nREVG\n-----END PUBLIC KEY-----\n"
 def _own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("LAB_SUBNET", raising=False)
+
+
+def test_a_deploy_waits_for_those_whose_terminals_are_gone(tmp_path):
+    (tmp_path / "salt-run").write_text(
+        # Two at once are refused, as by the platform's own lock.
+        f"#!/bin/sh\ncd {tmp_path}; mkdir busy || exit 1; echo begin >> log\n"
+        "until [ -e go ]; do sleep 0.02; done; sleep 0.1; rmdir busy; echo end >> log\n"
+    )
+    (tmp_path / "salt-run").chmod(0o755)
+    script = deploy.DEPLOY.replace("/run/", f"{tmp_path}/")
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    log, runs = tmp_path / "log", []
+    for _ in range(3):
+        runs.append(subprocess.Popen(["sh", "-c", script], env=env, stdout=subprocess.PIPE, text=True))
+        wait.until(log.exists, 10, 0.02)
+    # The two that wait have said so.
+    for run in runs[1:]:
+        assert "interrupted run is still at work" in run.stdout.readline()
+    assert log.read_text() == "begin\n"
+    (tmp_path / "go").touch()
+    assert [run.wait(10) for run in runs] == [0, 0, 0]
+    assert log.read_text() == "begin\nend\n" * 3
+    for run in runs:
+        run.stdout.close()
 
 
 def test_the_fingerprint_is_the_one_that_salt_shows(tmp_path):

@@ -57,7 +57,7 @@ def test_without_a_lab_the_way_to_one_is_told(hosts, monkeypatch):
     hosts.clear()
     for answers in (True, False):
         monkeypatch.setattr(status.machine, "engine_answers", lambda answers=answers: answers)
-        with pytest.raises(LabError, match="Raise it with: make lab"):
+        with pytest.raises(LabError, match="make lab"):
             status.table()
 
 

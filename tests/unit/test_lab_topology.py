@@ -10,12 +10,17 @@ from lab import settings, topology
 from lab.settings import LabError
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("LAB_SUBNET", raising=False)
+
+
 def option(argv: list[str], name: str) -> list[str]:
     return [argv[at + 1] for at, word in enumerate(argv) if word == name]
 
 
-def test_the_five_hosts_have_the_addresses_that_the_pillar_names(monkeypatch):
-    monkeypatch.delenv("LAB_SUBNET", raising=False)
+def test_the_five_hosts_have_the_addresses_that_the_pillar_names():
     wanted = {"salt_master": 10, "coredns_host": 29, "nginx_proxy": 30, "workstation": 50, "ai_server": 100}
     assert {host.name: host.address for host in topology.HOSTS} == {
         name: f"10.89.77.{number}" for name, number in wanted.items()
@@ -116,10 +121,52 @@ def removed(commands) -> list[str]:
 
 def test_only_the_missing_host_is_made(engine):
     containers, commands = engine
-    containers += [container(host) for host in topology.HOSTS[1:]]
+    containers += [container(host) for host in topology.HOSTS if host is not topology.NAMES]
     topology.make_hosts()
-    assert made(commands) == [topology.HOSTS[0].container]
+    assert made(commands) == [topology.NAMES.container]
     assert removed(commands) == []
+
+
+@pytest.mark.parametrize("missing", [topology.MASTER, topology.VAULT])
+def test_vault_and_its_keys_are_made_together(engine, missing):
+    containers, commands = engine
+    containers += [container(host) for host in topology.HOSTS if host is not missing]
+    assert topology.make_hosts().endswith("all made anew: Vault and its keys belong together")
+    assert made(commands) == removed(commands) == [host.container for host in topology.HOSTS]
+
+
+def test_the_network_of_a_lab_that_stands_is_remembered_until_it_is_removed(engine, monkeypatch):
+    _, commands = engine
+    monkeypatch.setattr(topology, "run", lambda *_args: "[]")
+    monkeypatch.setenv("LAB_SUBNET", "10.1.2.0/24")
+    topology.make_network()
+    monkeypatch.delenv("LAB_SUBNET")
+    assert (topology.MASTER.address, commands[0][:2] == ("network", "create")) == ("10.1.2.10", True)
+    topology.down()
+    assert str(settings.subnet()) == settings.DEFAULT_SUBNET
+
+
+def test_a_range_that_is_taken_is_refused_with_what_takes_it_and_nothing_is_made(engine, monkeypatch):
+    monkeypatch.setattr(topology, "run", lambda *_args: routes("10.89.0.0/16"))
+    with pytest.raises(LabError, match=r"10\.89\.77\.0/24 is taken.*10\.89\.0\.0/16 on eth0\.\n.*LAB_SUBNET="):
+        topology.make_network()
+    assert engine[1] == []
+    assert not settings.standing().exists()
+
+
+def test_a_lab_that_stands_in_another_range_is_said_and_left(monkeypatch):
+    monkeypatch.setattr(topology, "docker", lambda *argv: "id" if argv[1] == "ls" else "10.1.2.0/24\n")
+    with pytest.raises(LabError, match=r"stands in 10\.1\.2\.0/24, not in 10\.89\.77\.0/24.*make lab-down"):
+        topology.network_fresh()
+
+
+def test_hosts_that_run_are_awaited_too(engine, monkeypatch):
+    containers, _ = engine
+    awaited: list = []
+    monkeypatch.setattr(topology, "await_systemd", awaited.append)
+    containers += [container(host) for host in topology.HOSTS]
+    assert topology.hosts_fresh() == "5 hosts run"
+    assert awaited == list(topology.HOSTS)
 
 
 def test_a_stopped_host_is_started_with_what_it_had(engine):

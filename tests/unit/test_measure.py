@@ -62,20 +62,24 @@ def test_each_model_is_measured_where_it_would_serve(pillar):
 
 
 def test_aliases_duplicates_and_embedding_models_are_left_out(pillar):
-    pillar["benchmark"]["skip_aliases"] = ["old-alias"]
+    pillar["benchmark"]["skip_aliases"] = ["old-alias", "other:latest", "codellama:34b"]
     found = plan(
         pillar,
         Installed("m:latest", 1, "a"),
         Installed("m:7b", 1, "a"),
         Installed("coder-32k:latest", 1, "b"),
         Installed("Old-Alias", 1, "b"),
+        Installed("other", 1, "d"),
+        Installed("codellama:34b", 1, "e"),
         Installed("slot-1:latest", 1, "b"),
         Installed("embedder:1", 1, "c", answers=False),
     )
     assert [task.model for task in found.tasks] == ["m:7b"]
     assert found.skipped["m:latest"] == "same weights as m:7b (sha256:a)"
+    unwanted = {found.skipped[name] for name in ("Old-Alias", "other", "codellama:34b")}
+    assert unwanted == {"named in benchmark:skip_aliases"}
     assert found.skipped["embedder:1"] == "answers no prompts"
-    assert {found.skipped[name] for name in ("coder-32k:latest", "Old-Alias", "slot-1:latest")} == {"an alias"}
+    assert {found.skipped[name] for name in ("coder-32k:latest", "slot-1:latest")} == {"an alias"}
 
 
 def test_the_embedding_model_that_an_alias_keeps_is_the_aliases(pillar):

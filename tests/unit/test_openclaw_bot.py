@@ -63,3 +63,20 @@ def test_systemd_is_told_when_telegram_last_answered(bot, told, httpserver):
     assert len(told()) == 1, "an error is no answer"
     assert asyncio.run(asked("/well", "")) == 200
     assert told() == [], "nobody knows who the bot is yet"
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_systemd_waits_for_telegram_only_so_long(bot, told, monkeypatch, answers):
+    monkeypatch.setattr(bot, "READY_SECONDS", 0.05)
+
+    async def begin():
+        polling = bot.Polling(connection_pool_size=1)
+        await polling.initialize()
+        if answers:
+            await polling.ready(SimpleNamespace(bot=SimpleNamespace(username="x_bot")))
+        await asyncio.sleep(0.15)
+        await polling.shutdown()
+
+    asyncio.run(begin())
+    waiting = "READY=1\nSTATUS=waiting for Telegram, which has not answered yet"
+    assert [text == waiting for text in told()] == [not answers]

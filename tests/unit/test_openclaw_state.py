@@ -77,7 +77,9 @@ def test_the_token_is_in_no_rendered_state(render):
 
 @pytest.mark.parametrize(("slot", "url"), [(1, URLS["node1"]["url"]), (3, URLS["node0"]["url"])])
 def test_it_asks_the_instance_of_its_slot(render, slot, url):
-    dataset = options(render("1:a", slot=slot)["openclaw-settings"])["dataset"]
+    file = options(render("1:a", slot=slot)["openclaw-settings"])
+    dataset = file["dataset"]
+    assert file["mode"] == "0640"
     assert (dataset["ollama_url"], dataset["model"]) == (url, f"slot-{slot}")
 
 

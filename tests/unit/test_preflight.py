@@ -38,7 +38,8 @@ def pillar(tmp_path):
     port = free_port()
     return {
         "preflight": dict(LIMITS),
-        "platform": {"data_root": str(tmp_path)},
+        "platform": {"data_root": str(tmp_path), "domain": "acme.test"},
+        "coredns": {"zone_dir": str(tmp_path / "zones")},
         "compiled": time.time(),
         "roles": ["ai_server", "coredns_host"],
         "ollama": {
@@ -116,6 +117,21 @@ def test_all_failures_are_shown_with_their_four_fields(host, pillar, monkeypatch
 
 def test_ollama_not_installed_yet_passes(host):
     assert preflight.check("ollama_node1")["actual"] == "ollama.service is not installed"
+
+
+def test_ollama_that_no_deploy_has_enabled_yet_passes_and_is_said(host):
+    host["service.available"] = True
+    finding = preflight.check("ollama_node1")
+    assert (finding["ok"], finding["actual"].startswith("ollama.service is not enabled yet")) == (True, True)
+
+
+def test_room_for_the_images_is_wanted_before_the_first_deploy_only(host, pillar):
+    pillar["preflight"]["root_free_gb"] = 1e6
+    assert [row["expected"] for row in preflight.run() if not row["ok"]] == ["at least 1e+06 GB"]
+    zone = Path(pillar["coredns"]["zone_dir"]) / "acme.test.db"
+    zone.parent.mkdir()
+    zone.touch()
+    assert failed() == {}
 
 
 def test_ollama_installed_and_dead_fails(host):

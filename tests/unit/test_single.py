@@ -206,6 +206,15 @@ def test_a_gpu_is_there_where_its_driver_is_loaded(tmp_path, traces, vendors):
     assert gpu.used(False, tmp_path) is False
 
 
+@pytest.mark.parametrize(("hook", "vendors"), [("nvidia-container-runtime-hook", ["nvidia", "amd"]), (None, ["amd"])])
+def test_a_container_gets_nvidias_devices_only_with_the_toolkit(tmp_path, monkeypatch, hook, vendors):
+    for trace in ("usr/lib/wsl/lib/libcuda.so.1", "dev/kfd"):
+        (tmp_path / trace).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / trace).touch()
+    monkeypatch.setattr(gpu.shutil, "which", {"nvidia-container-runtime-hook": hook}.get)
+    assert gpu.in_containers(tmp_path) == vendors
+
+
 # -- service discovery ---------------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ NOW = datetime.datetime.now(datetime.UTC)
 
 def pillar(**own):
     merged = settings.effective({"platform": {"domain": "acme.test", "hosts": HOSTS}} | own, CHECKOUT / "salt")
-    return merged | {"services": services.expand(merged)}
+    return merged | {"services": services.expand(merged), "address": HOSTS["nginx_proxy"]["address"]}
 
 
 def test_every_row_with_a_name_has_a_site_or_is_the_api():
@@ -71,6 +71,17 @@ def configuration():
     template = (CHECKOUT / "salt/nginx/files/nginx.conf").read_text()
     made = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(template)  # noqa: S701 (no HTML)
     return made.render(sites.context(pillar(), "Debian"))
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "timeout"), [("idm", "10m", 300), ("vault", "10m", 300), ("ollama-ui", "100m", 600)]
+)
+def test_sites_take_and_wait_as_much_as_their_services_need(name, body, timeout):
+    own = configuration().partition(f"server_name {name}.acme.test;")[2].partition("    server {")[0]
+    assert f"client_max_body_size {body};" in own
+    assert f"proxy_read_timeout {timeout}s;" in own
+    # Keycloak's cookies make its headers long.
+    assert ("proxy_buffer_size 128k;" in own) is (name == "idm")
 
 
 def test_no_log_has_a_query_or_where_somebody_comes_from():

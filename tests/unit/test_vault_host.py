@@ -11,6 +11,7 @@ from aiplatform.errors import PlatformError
 from aiplatform.settings import read_yaml
 from tests.conftest import CHECKOUT
 
+NAMES = ["vault.acme.test", "ai", "127.0.0.1"]
 PLATFORM = {
     "domain": "acme.test",
     "data_root": "/data",
@@ -119,23 +120,23 @@ def owned(monkeypatch):
 def test_the_key_is_made_once_and_stays(tmp_path, owned):
     assert not vault_host.key_present(tmp_path)
     assert vault_host.request(tmp_path, "ai") == {}
-    vault_host.make_key(tmp_path, PLATFORM, "ai", 77)
+    vault_host.make_key(tmp_path, NAMES, 77)
     assert vault_host.key_present(tmp_path)
     key = (tmp_path / "vault.key").read_text()
     assert stat.S_IMODE((tmp_path / "vault.key").stat().st_mode) == 0o640
     assert owned[str(tmp_path / "vault.key")] == (0, 77)
     (tmp_path / "vault.crt").unlink()
-    vault_host.make_key(tmp_path, PLATFORM, "ai", 77)
+    vault_host.make_key(tmp_path, NAMES, 77)
     assert (tmp_path / "vault.key").read_text() == key
 
 
 def test_nothing_of_the_key_is_in_what_the_master_gets(tmp_path, owned):
-    vault_host.make_key(tmp_path, PLATFORM, "ai", 77)
+    vault_host.make_key(tmp_path, NAMES, 77)
     assert "PRIVATE" not in "".join(vault_host.request(tmp_path, "ai").values())
 
 
 def test_a_certificate_for_another_key_is_refused(tmp_path, owned):
-    vault_host.make_key(tmp_path, PLATFORM, "ai", 77)
+    vault_host.make_key(tmp_path, NAMES, 77)
     before = (tmp_path / "vault.crt").read_text()
     with pytest.raises(PlatformError, match="another key"):
         vault_host.install_certificate(tmp_path, vault_tls.self_signed(vault_tls.new_key(), "x", ["x"]))

@@ -90,6 +90,7 @@ def test_only_administrators_come_in_from_the_pages_and_the_command_line_and_not
     role = wanted().role
     assert role["bound_claims"] == {"/realm_access/roles": ["ai-admin"]}
     assert role["token_policies"] == ["vault-admin"]
+    assert (role["user_claim"], role["oidc_scopes"]) == ("sub", ["openid", "profile", "email"])
     assert (role["token_ttl"], role["token_max_ttl"]) == (4 * 3600, 8 * 3600)
     assert role["allowed_redirect_uris"] == [
         "https://vault.acme.example/ui/vault/auth/oidc/oidc/callback",

@@ -101,8 +101,12 @@ def test_without_an_ai_server_the_error_names_the_hosts():
         vault_policy.vault_host({"hosts": hosts}, VAULT)
 
 
-def test_certificate_names():
-    assert vault_policy.certificate_names(PLATFORM, "Big") == ["vault.acme.test", "Big", "192.0.2.29", "127.0.0.1"]
+@pytest.mark.parametrize(
+    ("label", "public"), [("vault", ["vault.acme.test"]), ("secrets", ["secrets.acme.test"]), (None, [])]
+)
+def test_the_certificate_has_the_public_name_of_the_table_of_services(label, public):
+    settings = {"platform": PLATFORM, "services": {"vault": {"name": label}}}
+    assert vault_policy.certificate_names(settings, "Big") == [*public, "Big", "192.0.2.29", "127.0.0.1"]
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,13 @@ def test_a_proxy_where_all_is_well(host):
     assert {"api_answer_general", "api_answer_coding", "redirect"} <= set(names)
 
 
+def test_an_api_without_a_public_name_is_not_asked(host):
+    made, answers, _ = host
+    made.pillar["services"]["ollama-node1"]["name"] = made.pillar["services"]["ollama-node0"]["name"] = None
+    answers["GET", "/api/tags", False] = (200, "")
+    assert failed(made) == []
+
+
 @pytest.mark.parametrize(
     ("request_", "answer", "check"),
     [
@@ -85,6 +92,7 @@ def test_a_proxy_where_all_is_well(host):
         (("GET", "/api/tags", True), (200, '{"models": [{"name": "gemma3:270m"}]}'), "api_models"),
         (("GET", "/v1/sys/health", False), (502, ""), "site_vault"),
         (("GET", "/realms/master", False), (404, ""), "site_keycloak"),
+        (("GET", "/admin/master/console/", False), (403, ""), "keycloak_console"),
         (("GET", "/ready", False), (500, ""), "site_openwebui"),
         (("POST", "llama-family", True), (502, '{"error": "down"}'), "api_answer_general"),
         (("POST", "coder-128k", True), (200, SAID.replace("Hello.", " ")), "api_answer_coding"),

@@ -92,9 +92,25 @@ def test_settings_stay_under_pillars_control_and_the_gate_is_closed(pillar):
         "VECTOR_DB": "qdrant",
         "SSL_CERT_FILE": BUNDLE,
         "DEFAULT_MODELS": "llama-family:latest",
+        "OAUTH_CLIENT_ID": "open-webui",
+        "OAUTH_SCOPES": "openid email profile",
+        "ENABLE_ADMIN_EXPORT": "true",
     }
     assert {key: found[key] for key in wanted} == wanted
     assert json.loads(found["OLLAMA_API_CONFIGS"])["0"]["enable"] is True
+
+
+def test_people_see_the_platforms_name(pillar):
+    found = webui.environment(pillar, BUNDLE)
+    assert found["WEBUI_NAME"] == found["OAUTH_PROVIDER_NAME"] == pillar["platform"]["name"]
+
+
+def test_nothing_leaves_the_building(pillar):
+    found = webui.environment(pillar, BUNDLE)
+    closed = {"OFFLINE_MODE": "true", "DO_NOT_TRACK": "true", "SCARF_NO_ANALYTICS": "true"}
+    closed |= dict.fromkeys(("ENABLE_VERSION_UPDATE_CHECK", "ANONYMIZED_TELEMETRY", "ENABLE_WEB_SEARCH"), "false")
+    closed |= dict.fromkeys(("ENABLE_COMMUNITY_SHARING", "ENABLE_DIRECT_CONNECTIONS"), "false")
+    assert {key: found[key] for key in closed} == closed
 
 
 def test_what_the_operator_adds_counts(pillar):

@@ -87,6 +87,13 @@ def test_a_zone_by_hand_keeps_all_but_the_rivals_of_the_services():
     assert edited(made) == made
 
 
+def test_a_record_keeps_its_name_over_a_directive_where_the_one_before_it_goes():
+    made = edited(BY_HAND.replace('        IN TXT "stays"', '$TTL 600\n        IN TXT "stays"'))
+    found = dns.zone.from_text(made, origin="acme.test.", relativize=False)
+    texts = {str(name).lower(): str(item) for name in found.nodes for item in found.get_rdataset(name, "TXT") or []}
+    assert texts["vault.acme.test."] == '"stays"'
+
+
 def test_what_is_written_behind_the_block_stays():
     made = edited(edited("") + "mail IN MX 10 mx.example.\n", RECORDS | {"chat": ["192.0.2.30"]})
     assert made.endswith("mail IN MX 10 mx.example.\n")

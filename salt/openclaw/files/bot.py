@@ -24,7 +24,15 @@ import httpx
 from telegram import Chat, Update
 from telegram.constants import ChatAction, MessageLimit
 from telegram.error import InvalidToken, RetryAfter, TelegramError
-from telegram.ext import Application, ApplicationBuilder, CommandHandler, ContextTypes, MessageHandler, filters
+from telegram.ext import (
+    Application,
+    ApplicationBuilder,
+    CommandHandler,
+    ContextTypes,
+    Defaults,
+    MessageHandler,
+    filters,
+)
 from telegram.request import HTTPXRequest
 
 log = logging.getLogger("openclaw")
@@ -32,7 +40,8 @@ log = logging.getLogger("openclaw")
 # Telegram shows "typing" for five seconds after it was told.
 TYPING_SECONDS = 4
 SEND_ATTEMPTS = 4
-UPDATES_AT_ONCE = 16
+# How long systemd waits for Telegram; a token that Telegram does not know ends the bot at once.
+READY_SECONDS = 30
 
 APOLOGY = "I could not get an answer from the model just now. Please try again in a minute."
 EMPTY = "The model gave an empty answer. Please put the question in another way."
@@ -162,7 +171,8 @@ class Bot:
         user = update.effective_user
         log.warning("Refused a message of user %s, who is not in openclaw.allowed_users", user.id if user else "?")
         if user:
-            await self._say(update, STRANGER.format(id=user.id))
+            # Not patiently: where a stranger writes too much, Telegram asks for a pause, and they may go without.
+            await update.effective_chat.send_message(STRANGER.format(id=user.id))
 
     async def start(self, update: Update, _context: ContextTypes.DEFAULT_TYPE) -> None:
         """Greet with the name of the model."""
@@ -251,8 +261,18 @@ class Polling(HTTPXRequest):
 
     name = ""
 
+    late: asyncio.TimerHandle | None = None
+
+    async def initialize(self) -> None:
+        """Begin; systemd waits a while for Telegram to answer, and then lets the bot wait alone."""
+        await super().initialize()
+        waiting = "READY=1\nSTATUS=waiting for Telegram, which has not answered yet"
+        self.late = self.late or asyncio.get_running_loop().call_later(READY_SECONDS, notify, waiting)
+
     async def ready(self, application: Application[Any, Any, Any, Any, Any, Any]) -> None:
         """Tell systemd that Telegram knows the bot."""
+        if self.late:
+            self.late.cancel()
         self.name = application.bot.username
         notify(f"READY=1\n{self._status()}")
         log.info("Answering as @%s", self.name)
@@ -289,8 +309,8 @@ def assemble(settings: Settings, token: str, client: httpx.AsyncClient) -> Appli
 
     polling = Polling(connection_pool_size=1)
     builder = builder.get_updates_request(polling).post_init(polling.ready).post_shutdown(close)
-    # A message waits for its own chat, not for the others'.
-    application = builder.concurrent_updates(UPDATES_AT_ONCE).build()
+    # Nothing waits for what another message takes; a chat's questions wait for each other in Bot.talk.
+    application = builder.defaults(Defaults(block=False)).build()
     bot = Bot(settings, Model(settings, client))
     private = filters.ChatType.PRIVATE & filters.UpdateType.MESSAGE
     known = private & filters.User(user_id=settings.allowed_users)
