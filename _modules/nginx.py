@@ -245,7 +245,7 @@ def presented(public: str) -> str:
 def wanted() -> str:
     """Return the digest of the files that NGINX should have loaded.
 
-    They are the configuration with what is in ``conf.d``, the edge, the certificate, and Vault's authority.
+    They are the configuration with what is in ``conf.d``, the edge, the certificate, and the services' authorities.
 
     CLI Example:
 
@@ -253,13 +253,10 @@ def wanted() -> str:
 
         salt nginx_proxy nginx.wanted
     """
-    certificate, authority = (
-        Path(sites.certificate_paths(__pillar__)[0]),
-        Path(f"{sites.FOLDER}/upstream-authority.pem"),
-    )
+    used = [Path(path) for path in (sites.certificate_paths(__pillar__)[0], *sites.authorities(__pillar__))]
     # In NGINX's own order; it leaves hidden files out.
     own = sorted(path for path in Path(sites.ETC).glob("conf.d/*.conf") if not path.name.startswith("."))
-    files = [*own, CONFIG, LUA / "body.lua", LUA / "edge.lua", Path(certificate), Path(authority)]
+    files = [*own, CONFIG, LUA / "body.lua", LUA / "edge.lua", *used]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files if path.exists())).hexdigest()
 
 

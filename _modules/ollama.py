@@ -375,7 +375,7 @@ def extract(
 
     .. code-block:: bash
 
-        salt ai_server ollama.extract node1 coder-32k 'How old is she?' '["Ada, 36"]' '{"type": "integer"}'
+        salt ai_server ollama.extract coder-32k coder-32k 'How old is she?' '["Ada, 36"]' '{"type": "integer"}'
     """
     with _caller(instance, **clean_kwargs(**waits)) as caller:
         return structured.extract(caller, model, str(question), _listed(evidence), schema, deadline=deadline)

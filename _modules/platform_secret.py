@@ -46,6 +46,10 @@ def read(path: str, key: str) -> str:
             actual=str(err),
             hint="salt-run vault_server.status; salt-run vault_server.bootstrap makes what is missing",
         ) from err
+    if not found:
+        raise PlatformError(
+            "The secret is empty", where=f"{full} {key}", hint="salt-run vault_server.bootstrap makes what is missing"
+        )
     return str(found)
 
 

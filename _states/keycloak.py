@@ -171,17 +171,9 @@ def mapper_present(name: str, realm: str, client: str, settings: dict[str, Any])
 
 
 def user_present(
-    name: str,
-    realm: str,
-    settings: dict[str, Any],
-    roles: list[str],
-    first_password: str | None = None,
-    password: str | None = None,
+    name: str, realm: str, settings: dict[str, Any], roles: list[str], password: str | None = None
 ) -> dict[str, Any]:
     """A realm has a user with these settings and at least these roles.
-
-    One with a ``first_password`` is a person's own from the first sign-in on, or once disabled: then nothing of it is
-    changed any more. Deleted, it comes back only where nobody else who may sign in was given one of its roles.
 
     name
         The user's name.
@@ -195,56 +187,100 @@ def user_present(
     roles
         Realm roles to have.
 
-    first_password
-        ``<path>:<key>`` in pillar ``vault.secrets``: to be changed at the first sign-in; until then it follows Vault.
-        Without it, and without ``password``, the password is left alone.
-
     password
-        ``<path>:<key>`` likewise: what the user signs in with, now and after each change in Vault. Whom wrong passwords
-        have locked out is let in again.
+        ``<path>:<key>`` in pillar ``vault.secrets``: what the user signs in with, now and after each change in Vault.
+        Whom wrong passwords have locked out is let in again. Without it the password is left alone.
 
     .. code-block:: yaml
 
         keycloak-user:
           keycloak.user_present:
+            - name: ai-platform-check
+            - realm: ai-platform
+            - settings: {enabled: true}
+            - roles: [ai-user]
+            - password: keycloak:check_password
+    """
+
+    def write() -> None:
+        lasting = _secret(password) if password else None
+        __salt__["keycloak_admin.write_user"](realm, name, settings, roles, None, lasting)
+
+    return converge(
+        name,
+        plan=lambda: _differences(name, realm, settings, roles, password),
+        apply=write,
+        test=__opts__["test"],
+    )
+
+
+def first_user_present(
+    name: str, realm: str, settings: dict[str, Any], roles: list[str], password: str
+) -> dict[str, Any]:
+    """A realm has had its first user, who has these settings and roles until the first sign-in.
+
+    Once the password was changed, or the user disabled or deleted, it is a person's own and left as it is; the realm
+    notes the name. Another name is another first user.
+
+    name, realm, settings, roles
+        As of ``user_present``.
+
+    password
+        ``<path>:<key>`` in pillar ``vault.secrets``: to be changed at the first sign-in; until then it follows Vault.
+
+    .. code-block:: yaml
+
+        keycloak-first-user:
+          keycloak.first_user_present:
             - name: ai-platform-admin
             - realm: ai-platform
             - settings: {enabled: true}
             - roles: [ai-admin]
-            - first_password: keycloak:realm_admin_password
+            - password: keycloak:realm_admin_password
     """
 
+    def look() -> tuple[dict[str, Any] | None, str | None, str]:
+        present, noted = _now("user", realm, name), keycloak.noted_first_user(_now("realm", realm))
+        return present, noted, keycloak.first_user_step(name, present, noted)
+
     def plan() -> dict[str, Any]:
-        present = _now("user", realm, name)
-        if first_password and (keycloak.is_persons_own(present) if present else succeeded()):
-            return {}
-        found = keycloak.differences(present, settings, "user")
-        lacking = keycloak.missing_roles(__salt__["keycloak_admin.user_roles"](realm, name), roles) if present else {}
-        known = password or first_password
-        return found | lacking | (entry(known) if present and known else {})
-
-    def succeeded() -> bool:
-        return any(_now("role_holders", realm, role) for role in roles)
-
-    def entry(known: str) -> dict[str, Any]:
-        if __salt__["keycloak_admin.user_locked"](realm, name):
-            return {"lock": {"old": "locked out by wrong passwords", "new": "let in again"}}
-        fits = __salt__["keycloak_admin.user_password_fits"](realm, name, _secret(known))
-        return {} if fits else {"password": {"old": "as before", "new": "changed"}}
+        present, noted, step = look()
+        found = _differences(name, realm, settings, roles, password) if step == "make" else {}
+        return found | ({"noted": {"old": noted, "new": name}} if present and noted != name else {})
 
     def write() -> None:
-        first = _secret(first_password) if first_password else None
-        lasting = _secret(password) if password else None
-        __salt__["keycloak_admin.write_user"](realm, name, settings, roles, first, lasting)
+        _, noted, step = look()
+        if step == "make":
+            __salt__["keycloak_admin.write_user"](realm, name, settings, roles, _secret(password), None)
+        if noted != name:
+            __salt__["keycloak_admin.note_first_user"](realm, name)
 
     return converge(name, plan=plan, apply=write, test=__opts__["test"])
+
+
+def _differences(
+    name: str, realm: str, settings: dict[str, Any], roles: list[str], password: str | None
+) -> dict[str, Any]:
+    present = _now("user", realm, name)
+    found = keycloak.differences(present, settings, "user")
+    if present is None:
+        return found
+    found |= keycloak.missing_roles(__salt__["keycloak_admin.user_roles"](realm, name), roles)
+    return found | (_entry(name, realm, password) if password else {})
+
+
+def _entry(name: str, realm: str, password: str) -> dict[str, Any]:
+    if __salt__["keycloak_admin.user_locked"](realm, name):
+        return {"lock": {"old": "locked out by wrong passwords", "new": "let in again"}}
+    fits = __salt__["keycloak_admin.user_password_fits"](realm, name, _secret(password))
+    return {} if fits else {"password": {"old": "as before", "new": "changed"}}
 
 
 def _secret(secret: str) -> str:
     return __salt__["platform_secret.read"](*secret.split(":"))
 
 
-def _now(kind: str, *names: str) -> dict[str, Any] | None:
+def _now(kind: str, *names: str) -> Any:
     """Return what is there; in a dry run of a first deploy, where no Keycloak answers yet, nothing is."""
     if __opts__["test"] and not __salt__["keycloak_admin.answers"]():
         return None

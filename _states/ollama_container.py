@@ -38,7 +38,7 @@ def port_is_free(name: str) -> dict[str, Any]:
 
 
 def gpu_is_there(name: str) -> dict[str, Any]:
-    """A profile that demands a GPU is on a host that has one with its driver. Changes nothing.
+    """A profile that demands a GPU is on a host that has one with its driver and toolkit. Changes nothing.
 
     name
         The profile.

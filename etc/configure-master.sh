@@ -24,6 +24,7 @@ told=$(salt-run --config-dir=/etc/salt vault_server.setup_master) || {
   exit 1
 }
 
+install -D -m 0644 "$checkout/salt/salt_minion/files/logrotate" /etc/logrotate.d/salt
 install -m 0644 "$checkout/etc/systemd/salt-master.service" /etc/systemd/system/salt-master.service
 systemctl daemon-reload
 systemctl enable --quiet salt-master.service

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What `make env` needs from the system: a Python with venv and headers, and a C compiler (one of Salt's
-# dependencies has no wheel); what `make lab` does besides: git and ip. On Debian, as root, missing ones are installed; elsewhere they are named.
+# dependencies has no wheel). On Debian, as root, missing ones are installed; elsewhere they are named.
 set -euo pipefail
 python=${1:-python3}
 
@@ -8,8 +8,6 @@ missing=()
 command -v "$python" >/dev/null || missing+=(python3)
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 command -v gcc >/dev/null || missing+=(gcc)
-command -v git >/dev/null || missing+=(git)
-command -v ip >/dev/null || missing+=(iproute2)
 "$python" -c 'import os, sysconfig; raise SystemExit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
   2>/dev/null || missing+=(python3-dev)
 [ ${#missing[@]} -eq 0 ] && exit 0

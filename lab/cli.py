@@ -123,6 +123,7 @@ def steps(no_deploy: bool) -> list[Step]:
 def up(no_deploy: bool) -> int:
     """``lab up``."""
     machine.check_engine()
+    machine.ensure_commands({"git": "git", "ip": "iproute2"}, "The lab")
     with lock("up"):
         seconds = run_steps(steps(no_deploy))
         print(summary.text(deployed=not no_deploy))

@@ -54,6 +54,16 @@ def ensure_packages(names: list[str], why: str) -> None:
         run(["apt-get", "-qq", *lock, "install", "--no-install-recommends", *absent], log="apt", env=env)
 
 
+def ensure_commands(packages: dict[str, str], why: str) -> None:
+    """Install the Debian packages of those commands that are not there.
+
+    Raises:
+        LabError: one is missing and this is no Debian, or not root.
+    """
+    if absent := [package for command, package in packages.items() if not shutil.which(command)]:
+        ensure_packages(absent, why)
+
+
 def resolvers() -> list[str]:
     """The name servers that this machine asks, as far as others can reach them too."""
     for path in (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf")):

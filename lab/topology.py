@@ -168,6 +168,7 @@ def network_fresh() -> str | None:
     there = docker("network", "inspect", "-f", "{{range .IPAM.Config}}{{.Subnet}}{{end}}", NETWORK).strip()
     if there != str(subnet()):
         raise LabError(f"The lab stands in {there}, not in {subnet()}. To move it: make lab-down, then make lab.")
+    standing().write_text(there)
     return there
 
 
@@ -183,8 +184,8 @@ def make_network() -> str:
             f"The lab's address range {subnet()} is taken on this machine: {taken}.\n"
             "Choose another one for it, as in: LAB_SUBNET=10.123.45.0/24 make lab"
         )
-    standing().write_text(str(subnet()))
     docker("network", "create", "--label", LABEL, "--subnet", str(subnet()), NETWORK)
+    standing().write_text(str(subnet()))
     return str(subnet())
 
 

@@ -225,13 +225,16 @@ def dead(answer: Answer | None, strict: bool, cpus: int, throttled: float) -> Fi
     )
 
 
-def duplicates(digests: Mapping[str, str], own: Collection[str]) -> Finding:
+def duplicates(digests: Mapping[str, str], own: Collection[str], used: Collection[str] = ()) -> Finding:
     """Whether two names of the store are the same weights.
 
     digests
         The digest of each model's weights, by its name.
     own
         Names that the platform itself gives to models that have another one.
+    used
+        Names that a setting or the choice of models has. None of them is proposed for deletion, nor the last of a
+        group; one without a tag of its own comes before the others.
     """
     names: dict[str, list[str]] = {}
     for name, digest in digests.items():
@@ -244,9 +247,17 @@ def duplicates(digests: Mapping[str, str], own: Collection[str]) -> Finding:
         not twice,
         "each name has weights of its own",
         told or f"{len(names)} models, {len(names)} different weights",
-        "".join(f"salt-call ollama.delete <instance> {group[-1]}; " for group in sorted(twice))
+        "".join(
+            f"salt-call ollama.delete <instance> {name}; " for group in sorted(twice) for name in _spare(group, used)
+        )
         + "salt-call ollama.digest <instance> <model>; after a deletion measure again: salt-run benchmark.run",
     )
+
+
+def _spare(group: Sequence[str], used: Collection[str]) -> list[str]:
+    """Return the name of a group of equal models that may go, if there is one."""
+    free = [name for name in group if name not in used]
+    return sorted(free, key=lambda name: (name.endswith(":latest"), name))[-1:]
 
 
 def text(name: str, found: Sequence[Finding]) -> str:

@@ -251,12 +251,13 @@ class Examination:
 
     def gpu(self) -> Finding:
         """GPU not detected."""
-        drivers = self.salt["gpu.found"]()
         if self.place.container:
+            drivers = self.salt["gpu.in_containers"]()
             wanted = self.salt["ollama_container.profiles"]()[self.place.name]["gpu"]
             given = bool(self.inspected.get("HostConfig", {}).get("DeviceRequests"))
             drivers = [vendor for vendor in drivers if vendor == ollama_container.VENDOR]
         else:
+            drivers = self.salt["gpu.found"]()
             wanted = self.settings["ollama"]["gpu"]
             given = self.salt["service.show"](self.place.unit).get("PrivateDevices") == "no"
         return doctor.gpu(wanted, drivers, given, self.loaded)
@@ -284,4 +285,12 @@ class Examination:
         if not self.sizes:
             # An empty store has no duplicates; one that cannot be listed has its own error.
             self.client.tags()
-        return doctor.duplicates(self.weights, self.own_names)
+        return doctor.duplicates(self.weights, self.own_names, self._used())
+
+    def _used(self) -> set[str]:
+        """The names of the store that settings or the choice of models have."""
+        rows = [*self.settings.get("slots", {}).values(), *self.settings.get("aliases", {}).values()]
+        named = [row.get("model") for row in rows if row] + list(self.settings["ollama"].get("models") or [])
+        chosen = [name for key, name in (self.settings.get("selection") or {}).items() if key.startswith("slot")]
+        wanted = {api.normalise(name) for name in [*named, *chosen] if name}
+        return {name for name in self.sizes if api.normalise(name) in wanted}

@@ -117,10 +117,9 @@ def lets_containers_in(settings: Settings, host: str, service: str, subnet: str)
 
 
 def _rows(settings: Settings, host: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return the services of a host's roles, and Ollama's containers that are open to a network, by port."""
-    roles = settings["platform"]["hosts"].get(host, {}).get("roles", [])
+    """Return the services that a host runs, and Ollama's containers that are open to a network, by port."""
     table = sorted(services.expand(settings).items(), key=lambda item: (item[1]["port"], item[0]))
-    mine = [(name, row) for name, row in table if row["role"] in roles]
+    mine = [(name, row) for name, row in table if host in services.running(settings, row)]
     if ollama_container.is_used(settings):
         # Who reaches a container is said by its profile alone, which may have a native instance's port.
         mine = [(name, row) for name, row in mine if not row["port_key"].startswith(INSTANCES)]

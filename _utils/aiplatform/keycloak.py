@@ -147,14 +147,34 @@ def first_sign_in(settings: Settings, console: bool = False) -> tuple[str, str]:
     return first_user(settings)["name"], "keycloak:realm_admin_password"
 
 
+# The realm's attribute that tells whom a deploy has made as the first user.
+FIRST_USER_NOTE = "ai-platform.first-user"
+
+
 def awaits_first_sign_in(user: Settings | None) -> bool:
     """Return whether a user still has to change the password; None where there is no such user."""
     return user is not None and "UPDATE_PASSWORD" in user.get("requiredActions", [])
 
 
-def is_persons_own(user: Settings) -> bool:
-    """Return whether the first user is a deploy's no more: who changed the password, or was disabled."""
-    return not (awaits_first_sign_in(user) and user.get("enabled", True))
+def noted_first_user(realm: Settings | None) -> str | None:
+    """Return whom a realm, as Keycloak shows it, has had as its first user; None where it has had nobody yet."""
+    return ((realm or {}).get("attributes") or {}).get(FIRST_USER_NOTE)
+
+
+def first_user_step(name: str, user: Settings | None, noted: str | None) -> str:
+    """Return what a deploy does about the first user: ``make`` it as declared, ``note`` that it was made, or nothing.
+
+    It is a person's own once it was made and then deleted, or disabled, or its password changed.
+
+    user
+        As Keycloak shows it; None where there is no such user.
+    noted
+        The first user that the realm says it has had.
+    """
+    own = user is None or not (awaits_first_sign_in(user) and user.get("enabled", True))
+    if noted == name:
+        return "" if own else "make"
+    return "note" if user is not None and own and noted is None else "make"
 
 
 def check_people(settings: Settings) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from aiplatform import hostcheck, instances, services, wait
 from aiplatform import ollama as api
@@ -37,9 +37,7 @@ def disks(host: Host) -> dict[str, Check]:
         name, place = ("data_root_free", root) if below else ("models_dir_free", store)
         found[name] = partial(hostcheck.free_space, place, limits["data_root_free_gb"], counted=place)
     if "coredns_host" in host.roles:
-        # The zone's file is there since the first deploy, and the room that was wanted is used by then.
-        new = not (Path(host.pillar["coredns"]["zone_dir"]) / f"{host.pillar['platform']['domain']}.db").exists()
-        found["root_free"] = partial(hostcheck.free_space, "/", limits["root_free_gb"] if new else 0)
+        found["root_free"] = partial(_root_free, host)
     return found
 
 
@@ -54,11 +52,18 @@ def ollama(host: Host) -> dict[str, Check]:
 def ports(host: Host) -> dict[str, Check]:
     """Return a check for each service whose process this host runs: its port is free, or held by that process."""
     table = services.expand(host.pillar).values()
-    rows = [row for row in table if row["role"] in host.roles and row.get("process") and row["scheme"] != "udp"]
+    own = [row for row in table if host.id in services.running(host.pillar, row)]
+    rows = [row for row in own if row.get("process") and row["scheme"] != "udp"]
     return {f"port_{row['port']}": partial(hostcheck.port, row["port"], row["process"]) for row in rows}
 
 
 SUITE = Suite(every_host, disks, ollama, ports)
+
+
+def _root_free(host: Host) -> Finding:
+    """What the first installation wants room for is there as soon as the container is."""
+    there = host.salt["service.available"]("docker") and host.salt["platform_container.inspect"]("coredns")
+    return hostcheck.free_space("/", 0 if there else host.pillar["preflight"]["root_free_gb"])
 
 
 def _ollama(host: Host, instance: str, unit: str) -> Finding:

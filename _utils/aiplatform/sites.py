@@ -34,6 +34,7 @@ def context(pillar: Settings, family: str) -> dict[str, Any]:
         "logs": LOGS,
         "folder": FOLDER,
         "certificate": certificate,
+        "authorities": authorities(pillar),
         "key": key,
         "hsts_seconds": nginx["hsts_seconds"],
         "config": f"{ETC}/nginx.conf",
@@ -58,6 +59,11 @@ def certificate_paths(pillar: Settings) -> tuple[str, str]:
         return f"{FOLDER}/tls/proxy.crt", f"{FOLDER}/tls/proxy.key"
     own = f"{ETC}/ssl/{domain}"
     return settings["certificate"] or f"{own}.crt", settings["key"] or f"{own}.key"
+
+
+def authorities(pillar: Settings) -> list[str]:
+    """Return the files of the authorities by which services with TLS are known: Vault's, then those of other sites."""
+    return [f"{FOLDER}/upstream-authority.pem", *sorted({row["authority"] for row in sites(pillar)} - {None})]
 
 
 def sites(pillar: Settings) -> list[dict[str, Any]]:

@@ -202,11 +202,12 @@ def missing_keys(present: Mapping[str, Any] | None, keys: Mapping[str, str]) -> 
     """Return the keys that are absent and that the platform generates.
 
     present
-        The keys at the path (values do not matter), or None where the path is empty.
+        What is at the path, or None where it is empty. A key whose value is null counts as absent: so the ``vault``
+        command leaves one that it took out for somebody without the right to patch.
     keys
         Key -> name of its generator.
     """
-    return [key for key, generator in keys.items() if GENERATORS[generator] and key not in (present or {})]
+    return [key for key, generator in keys.items() if GENERATORS[generator] and (present or {}).get(key) is None]
 
 
 def generate(keys: Iterable[str], generators: Mapping[str, str]) -> dict[str, str]:

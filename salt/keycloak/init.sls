@@ -130,12 +130,12 @@ keycloak-mapper-{{ name }}:
       - keycloak: keycloak-client-{{ name }}
 {% endfor %}
 keycloak-user:
-  keycloak.user_present:
+  keycloak.first_user_present:
     - name: {{ site.user.name }}
     - realm: {{ site.realm }}
     - settings: {{ site.user.settings | json }}
     - roles: {{ site.user.roles | json }}
-    - first_password: keycloak:realm_admin_password
+    - password: keycloak:realm_admin_password
 {% for who, person in site.check_people.items() %}
 keycloak-check-{{ who }}:
   keycloak.user_present:

@@ -27,6 +27,12 @@ salt-minion-environment:
     - makedirs: true
     - mode: "0644"
 
+/etc/logrotate.d/salt:
+  file.managed:
+    - source: salt://salt_minion/files/logrotate
+    - makedirs: true
+    - mode: "0644"
+
 /etc/systemd/system/salt-minion.service:
   file.managed:
     - source: salt://salt_minion/files/salt-minion.service

@@ -84,6 +84,7 @@ class LocalNginx:
             "folder": str(folder),
             "certificate": str(folder / "proxy.crt"),
             "key": str(folder / "proxy.key"),
+            "authorities": [str(folder / "upstream-authority.pem")],
             "ports": {"http": self.http, "https": self.https, "status": self.status},
         }
         self.config = folder / "nginx.conf"

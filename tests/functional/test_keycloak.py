@@ -119,7 +119,7 @@ def converge():
         found[f"mapper {name}"] = state.mapper_present("realm roles", REALM, name, site["mapper"])
     user = site["user"]
     first = "keycloak:realm_admin_password"
-    found["user"] = state.user_present(user["name"], REALM, user["settings"], user["roles"], first)
+    found["user"] = state.first_user_present(user["name"], REALM, user["settings"], user["roles"], first)
     for who, one in site["check_people"].items():
         found[who] = state.user_present(
             one["name"], REALM, one["settings"], one["roles"], password=site["check_password"]
@@ -211,20 +211,22 @@ def test_a_password_of_the_first_user_is_not_touched_again(states, secrets):
     assert module.user_password_fits(REALM, f"{REALM}-admin", "the person's own choice")
 
 
-def test_a_first_user_who_has_left_does_not_come_back(states, secrets):
+def test_a_first_user_who_has_left_does_not_come_back(states, monkeypatch):
     name, admin = f"{REALM}-admin", module._admin(REALM)
     module.write_user(REALM, name, {"enabled": False, "requiredActions": []}, [])
     assert converge()["user"]["changes"] == {}
     assert module.user(REALM, name)["enabled"] is False
     admin.delete_user(admin.get_user_id(name))
-    sign_up("successor", ["ai-admin"])
-    assert module.role_holders(REALM, "ai-admin") == ["ada", "successor"]
     assert converge()["user"]["changes"] == {}
     assert module.user(REALM, name) is None
-    for other in ("ada", "successor"):
-        module.write_user(REALM, other, {"enabled": False}, [])
+    # The realm keeps what else is noted there.
+    module.write_realm(REALM, {"attributes": module.realm(REALM)["attributes"] | {"ours": "1"}})
+    site = module.site()
+    monkeypatch.setattr(module, "site", lambda: site | {"user": site["user"] | {"name": "successor"}})
     assert converge()["user"]["changes"] == {"user": {"old": None, "new": "present"}}
-    assert module.user(REALM, name)["requiredActions"] == ["UPDATE_PASSWORD"]
+    assert converge()["user"]["changes"] == {}
+    assert module.user(REALM, "successor")["requiredActions"] == ["UPDATE_PASSWORD"]
+    assert module.realm(REALM)["attributes"].items() >= {"ours": "1", keycloak.FIRST_USER_NOTE: "successor"}.items()
 
 
 @pytest.mark.parametrize(("name", "roles"), [("check", {"ai-user"}), ("check-no-role", set())])

@@ -311,7 +311,7 @@ def test_a_gpu_that_is_demanded_and_not_there_ends_the_run_before_anything(serve
     states = served.apply(check=False)
     assert [row["result"] for row in states.values()] == [True, False]
     assert "another" not in served.run("docker volume ls -q").stdout
-    assert "NVIDIA's driver is not loaded" in list(states.values())[-1]["comment"]
+    assert "no container gets one of NVIDIA's here" in list(states.values())[-1]["comment"]
     served.pillar(profiles={"local": local(gpu="auto")})
     assert changes(served.apply()) == {}
 

@@ -30,6 +30,8 @@ def server(tmp_path):
     for folder in ("etc/systemd/system", "usr/local/bin"):
         (root / folder).mkdir(parents=True)
     (checkout / "etc/systemd").mkdir()
+    (checkout / "salt/salt_minion/files").mkdir(parents=True)
+    (checkout / "salt/salt_minion/files/logrotate").write_text("/var/log/salt/master {}")
     (checkout / "etc/systemd/salt-master.service").touch()
     command(root / "opt/salt-one/bin/python", "exit 0")
     command(root / "opt/salt-two/bin/python", "exit 0")
@@ -58,6 +60,7 @@ def test_a_second_run_leaves_the_daemon_alone_and_says_so(server):
     first, second = server.configure(), server.configure()
     assert (first.stdout, first.stderr) == ("salt-master started\n", "")
     assert second.stdout == "salt-master runs with this configuration\n"
+    assert (server.root / "etc/logrotate.d/salt").read_text() == "/var/log/salt/master {}"
 
 
 def test_another_salt_is_used_from_now_on(server):

@@ -114,6 +114,17 @@ def test_duplicates_are_named_and_the_platforms_own_names_are_none():
     assert doctor.duplicates({"a:1": "x", "alias": "x"}, {"alias"}).ok
 
 
+@pytest.mark.parametrize(
+    ("used", "goes"),
+    [((), "e:latest"), (("e:latest",), "e:v1.5"), (("e:v1.5",), "e:latest"), (("e:latest", "e:v1.5"), None)],
+)
+def test_of_duplicates_one_goes_that_nobody_uses_and_an_explicit_tag_stays(used, goes):
+    found = doctor.duplicates({"e:latest": "x", "e:v1.5": "x"}, (), used)
+    assert found.ok is False
+    assert found.hint.count("ollama.delete") == bool(goes)
+    assert goes is None or f"ollama.delete <instance> {goes};" in found.hint
+
+
 MANIFEST = "a" * 64
 
 
@@ -145,6 +156,7 @@ def configure_loader_modules(httpserver, tmp_path):
         "platform_container.answers": lambda: False,
         "ollama.store": lambda instance: str(tmp_path),
         "gpu.found": list,
+        "gpu.in_containers": list,
     }
     return {module: {"__pillar__": merged, "__salt__": functions, "__context__": {}}}
 
@@ -231,7 +243,7 @@ class TestExamination:
     def test_a_container_of_before_its_driver_is_a_finding(self, monkeypatch, drivers, requests, ok):
         """AMD's devices are none that Docker is asked for."""
         functions = {
-            "gpu.found": lambda: drivers,
+            "gpu.in_containers": lambda: drivers,
             "ollama_container.profiles": lambda: {"local": {"gpu": "auto"}},
             "platform_container.inspect": lambda name: {"HostConfig": {"DeviceRequests": requests}},
         }

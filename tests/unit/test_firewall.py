@@ -94,6 +94,16 @@ def test_each_host_guards_its_own_services_only():
     assert verdict(firewall.rules(SETTINGS, "nginx_proxy"), 443) == "accept"
 
 
+def test_a_further_server_guards_no_port_of_what_runs_once():
+    settings = copy.deepcopy(SETTINGS)
+    settings["platform"]["hosts"]["second"] = {"address": "10.0.0.101", "roles": ["ai_server"]}
+    settings["services"]["vault"]["only"] = "vault.host"
+    settings["vault"] = {"host": None}
+    decided = {host: verdict(firewall.rules(settings, host), 8202) for host in ("ai_server", "second")}
+    assert decided == {"ai_server": "drop", "second": "accept"}
+    assert verdict(firewall.rules(settings, "second"), 11434) == "drop"
+
+
 def test_networks_and_addresses_may_be_named_and_none_stands_twice():
     settings = copy.deepcopy(SETTINGS)
     named = ["master", "10.0.0.0/24", "192.0.2.7", "192.0.2.0/25", "fd00::/64", "containers"]

@@ -85,12 +85,13 @@ def test_clients_have_one_flow_and_their_own_page_as_origin():
 @pytest.fixture
 def user(monkeypatch):
     """A user who is there, with Vault's password; returns what was written, and how the state is applied."""
-    found = SimpleNamespace(present={"email": "a@b.invalid"}, locked=False, password="in Vault", written=[], holders={})
+    found = SimpleNamespace(present={"email": "a@b.invalid"}, locked=False, password="in Vault", written=[], noted=None)
     salt = {
         "platform_secret.read": lambda path, key: "in Vault",
         "keycloak_admin.answers": lambda: True,
         "keycloak_admin.user": lambda realm, name: found.present,
-        "keycloak_admin.role_holders": lambda realm, role: found.holders.get(role),
+        "keycloak_admin.realm": lambda realm: {"attributes": {keycloak.FIRST_USER_NOTE: found.noted}},
+        "keycloak_admin.note_first_user": lambda realm, name: setattr(found, "noted", name),
         "keycloak_admin.user_roles": lambda realm, name: [{"name": "ai-user"}],
         "keycloak_admin.user_locked": lambda realm, name: found.locked,
         "keycloak_admin.user_password_fits": lambda realm, name, password: password == found.password,
@@ -130,9 +131,9 @@ def test_whom_guesses_have_locked_out_is_let_in_again_and_no_password_is_tried(u
 @pytest.mark.parametrize("actions", [[], ["UPDATE_PASSWORD"]])
 def test_a_first_password_follows_the_one_in_vault_until_it_was_changed(user, actions):
     def apply():
-        return state.user_present("c", "acme", {}, ["ai-user"], first_password="keycloak:realm_admin_password")
+        return state.first_user_present("c", "acme", {}, ["ai-user"], "keycloak:realm_admin_password")
 
-    user.present["requiredActions"] = actions
+    user.present["requiredActions"], user.noted = actions, "c"
     assert apply()["changes"] == {}
     user.password = "the earlier one, or a person's own"
     assert set(apply()["changes"]) == ({"password"} if actions else set())
@@ -140,22 +141,39 @@ def test_a_first_password_follows_the_one_in_vault_until_it_was_changed(user, ac
 
 
 def first_user_applied():
-    return state.user_present(
-        "c", "acme", {"enabled": True}, ["ai-admin"], first_password="keycloak:realm_admin_password"
-    )
+    return state.first_user_present("c", "acme", {"enabled": True}, ["ai-admin"], "keycloak:realm_admin_password")
 
 
-def test_a_first_user_whom_an_administrator_disabled_stays_so(user):
-    user.present |= {"enabled": False, "requiredActions": ["UPDATE_PASSWORD"]}
-    assert first_user_applied()["changes"] == {}
-    assert user.written == []
+SIGNED_IN = {"enabled": True, "requiredActions": []}
+AWAITED = {"enabled": True, "requiredActions": ["UPDATE_PASSWORD"]}
+DISABLED = AWAITED | {"enabled": False}
 
 
-@pytest.mark.parametrize(("holders", "made"), [({}, 1), ({"ai-user": ["jane"]}, 1), ({"ai-admin": ["ada"]}, 0)])
-def test_a_deleted_first_user_comes_back_only_where_there_is_no_other(user, holders, made):
-    user.present, user.holders = None, holders
+@pytest.mark.parametrize(
+    ("present", "noted", "made"),
+    [
+        (None, None, True),  # a first deploy
+        (None, "c", False),  # deleted
+        (None, "b", True),  # another name in pillar
+        (AWAITED, None, True),  # interrupted
+        (AWAITED, "c", True),
+        (DISABLED, "c", False),
+        (DISABLED, None, False),  # before there was a note
+        (SIGNED_IN, "c", False),
+        (SIGNED_IN, None, False),
+        (SIGNED_IN, "b", True),  # pillar names somebody who is there already
+    ],
+)
+def test_the_first_user_is_made_once_and_then_a_persons_own(user, present, noted, made):
+    user.present, user.noted = present, noted
     first_user_applied()
-    assert len(user.written) == made
+    assert (bool(user.written), user.noted) == (made, "c")
+
+
+def test_the_note_of_an_earlier_first_user_is_a_change_of_its_own(user):
+    user.present = SIGNED_IN
+    assert first_user_applied()["changes"] == {"noted": {"old": None, "new": "c"}}
+    assert first_user_applied()["changes"] == {}
 
 
 def test_a_dry_run_tells_of_a_user_to_be_made_without_asking_for_the_password(user, monkeypatch):

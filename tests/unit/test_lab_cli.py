@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from lab import cli, images, machine, topology
+from lab.settings import LabError, standing
 
 
 @pytest.fixture(autouse=True)
@@ -51,3 +52,25 @@ def test_a_command_keeps_its_own_two_dashes(monkeypatch, typed):
     monkeypatch.setattr(sys, "argv", ["lab", "exec", "salt_master", *typed])
     assert cli.main() == 0
     assert ran[0][-6:] == ["ai-lab-salt_master", "grep", "-r", "--", "-x", "/srv"]
+
+
+@pytest.mark.parametrize("stands", [True, False])
+def test_a_lab_that_was_raised_is_removed_after_a_start_of_the_machine_too(monkeypatch, capsys, stands):
+    told = []
+    monkeypatch.setattr(machine, "engine_answers", lambda: False)
+    for place, name in ((machine, "start_engine"), (topology, "down"), (machine, "stop_engine")):
+        monkeypatch.setattr(place, name, lambda name=name: told.append(name) or name)
+    monkeypatch.setattr(images, "remove_builders", lambda: None)
+    if stands:
+        standing().write_text("10.89.77.0/24")
+    assert cli.down() == 0
+    assert told == (["start_engine", "down", "stop_engine"] if stands else [])
+    assert ("nothing to remove" in capsys.readouterr().out) is not stands
+
+
+def test_without_engine_and_root_nothing_is_begun(monkeypatch):
+    monkeypatch.setattr(machine, "is_root", lambda: False)
+    monkeypatch.setattr(machine, "engine_answers", lambda: False)
+    monkeypatch.setattr(cli, "run_steps", lambda _steps: pytest.fail("a step was begun"))
+    with pytest.raises(LabError, match="only root can install and start one"):
+        cli.up(no_deploy=False)

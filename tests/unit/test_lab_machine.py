@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lab import cli, machine
-from lab.settings import LabError, standing
+from lab import machine
+from lab.settings import LabError
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +44,15 @@ def test_on_another_system_the_packages_are_named(monkeypatch):
     monkeypatch.setattr(machine.shutil, "which", lambda _name: None)
     with pytest.raises(LabError, match="no apt-get"):
         machine.ensure_packages(["one"], "Building it")
+
+
+def test_commands_that_are_there_need_no_package(monkeypatch):
+    asked = []
+    monkeypatch.setattr(machine.shutil, "which", {"git": "/usr/bin/git"}.get)
+    monkeypatch.setattr(machine, "ensure_packages", lambda names, why: asked.append((names, why)))
+    machine.ensure_commands({"git": "git", "ip": "iproute2"}, "The lab")
+    machine.ensure_commands({"git": "git"}, "The lab")
+    assert asked == [(["iproute2"], "The lab")]
 
 
 def test_an_installation_that_was_interrupted_is_carried_on_first(monkeypatch):
@@ -124,17 +133,3 @@ def test_the_machines_resolvers_are_those_that_others_reach(monkeypatch, own, be
     monkeypatch.setattr(Path, "exists", lambda path: bool(texts[str(path)]))
     monkeypatch.setattr(Path, "read_text", lambda path: texts[str(path)])
     assert machine.resolvers() == expected
-
-
-@pytest.mark.parametrize("stands", [True, False])
-def test_a_lab_that_was_raised_is_removed_after_a_start_of_the_machine_too(monkeypatch, capsys, stands):
-    told = []
-    monkeypatch.setattr(machine, "engine_answers", lambda: False)
-    for place, name in ((machine, "start_engine"), (cli.topology, "down"), (machine, "stop_engine")):
-        monkeypatch.setattr(place, name, lambda name=name: told.append(name) or name)
-    monkeypatch.setattr(cli.images, "remove_builders", lambda: None)
-    if stands:
-        standing().write_text("10.89.77.0/24")
-    assert cli.down() == 0
-    assert told == (["start_engine", "down", "stop_engine"] if stands else [])
-    assert ("nothing to remove" in capsys.readouterr().out) is not stands

@@ -179,8 +179,9 @@ def test_a_configuration_that_nginx_refuses_is_not_loaded(vault):
     assert ("reload", "nginx") not in vault.asked
 
 
-@pytest.mark.parametrize("file", ["conf.d/own.conf", "upstream-authority.pem", "tls/proxy.crt"])
+@pytest.mark.parametrize("file", ["conf.d/own.conf", "upstream-authority.pem", "wiki.pem", "tls/proxy.crt"])
 def test_a_new_and_a_changed_file_is_loaded_by_the_state(vault, monkeypatch, file):
+    vault.pillar["nginx"]["sites"]["openwebui"]["authority"] = str(vault.folder / "wiki.pem")
     before = nginx.wanted()
     loaded = [before]
     vault.salt |= {name: getattr(nginx, name.partition(".")[2]) for name in ("nginx.wanted", "nginx.reload")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
+from aiplatform import settings
 from tests.conftest import CHECKOUT
 
 SPEC = importlib.util.spec_from_file_location("generate_pillar", CHECKOUT / "docs/generate_pillar.py")
@@ -29,3 +30,14 @@ def test_every_key_has_a_row_with_its_default_and_meaning():
 def test_every_key_has_a_meaning():
     rows = [line for line in generate.page(CHECKOUT / "salt").splitlines() if line.startswith("| `")]
     assert [line for line in rows if line.endswith("|  |")] == []
+
+
+def test_the_proxys_page_says_the_defaults_of_a_site():
+    defaults = settings.read_yaml(CHECKOUT / "salt/nginx/defaults.yaml")["nginx"]["site"]
+    table = (CHECKOUT / "docs/nginx.md").read_text().split("| setting of a site |")[1].split("\n\n")[0]
+    said = {}
+    for line in table.splitlines()[2:]:
+        names, values = (cell.strip() for cell in line.split("|")[1:3])
+        said |= zip(names.replace("`", "").split(", "), values.split(", "), strict=True)
+    none = {"sign_in": "none", "authority": "Vault's"}
+    assert said == {key: none[key] if value is None else str(value).lower() for key, value in defaults.items()}

@@ -14,8 +14,13 @@ import pytest
 from _modules import preflight
 from _states import preflight as state
 from aiplatform import checks, hostcheck
+from aiplatform import preflight as checked
 
 GRAINS = {"id": "ai_server", "os": "Debian", "os_family": "Debian", "osmajorrelease": "12", "cpuarch": "x86_64"}
+HOSTS = {
+    "ai_server": {"address": "192.0.2.100", "roles": ["ai_server", "coredns_host"]},
+    "second": {"address": "192.0.2.101", "roles": ["ai_server"]},
+}
 LIMITS = {
     "data_root_free_gb": 0,
     "data_root_mounted": False,
@@ -38,8 +43,7 @@ def pillar(tmp_path):
     port = free_port()
     return {
         "preflight": dict(LIMITS),
-        "platform": {"data_root": str(tmp_path), "domain": "acme.test"},
-        "coredns": {"zone_dir": str(tmp_path / "zones")},
+        "platform": {"hosts": HOSTS, "data_root": str(tmp_path)},
         "compiled": time.time(),
         "roles": ["ai_server", "coredns_host"],
         "ollama": {
@@ -59,6 +63,7 @@ def pillar(tmp_path):
 def host(monkeypatch, pillar):
     """The module on a host where nothing is installed; returns what its unit queries answer."""
     answers = {"service.available": False, "service.enabled": False, "saltutil.is_running": []}
+    answers["platform_container.inspect"] = None
     salt = {name: (lambda *_, name=name: answers[name]) for name in answers}
     for name, value in (
         ("__grains__", dict(GRAINS)),
@@ -83,6 +88,7 @@ def test_the_roles_decide_what_is_checked(host, pillar):
     assert {"data_root_free", "ollama_node1", "root_free"} < set(preflight.names())
     assert "port_443" not in preflight.names()
     pillar["roles"] = []
+    pillar["platform"]["hosts"] = {}
     assert set(preflight.names()) == {"root", "system", "architecture", "clock", "other_states"}
 
 
@@ -115,6 +121,16 @@ def test_all_failures_are_shown_with_their_four_fields(host, pillar, monkeypatch
     assert re.fullmatch(r"\d+\.\d GB free.*", free["actual"])
 
 
+@pytest.mark.parametrize(("only", "one"), [("vault.host", True), (None, False)])
+def test_a_further_server_keeps_no_port_free_for_what_runs_once(host, pillar, monkeypatch, only, one):
+    pillar |= {"vault": {"host": None}, "roles": ["ai_server"]}
+    pillar["services"]["chat"] = {"role": "ai_server", "port": 8080, "scheme": "http", "process": "chat", "only": only}
+    ports = checks.Suite(checked.ports)
+    assert "port_8080" in ports.names(preflight._host())
+    monkeypatch.setitem(preflight.__grains__, "id", "second")
+    assert ("port_8080" in ports.names(preflight._host())) is not one
+
+
 def test_ollama_not_installed_yet_passes(host):
     assert preflight.check("ollama_node1")["actual"] == "ollama.service is not installed"
 
@@ -125,12 +141,14 @@ def test_ollama_that_no_deploy_has_enabled_yet_passes_and_is_said(host):
     assert (finding["ok"], finding["actual"].startswith("ollama.service is not enabled yet")) == (True, True)
 
 
-def test_room_for_the_images_is_wanted_before_the_first_deploy_only(host, pillar):
+def test_room_on_the_system_disk_is_wanted_until_the_container_is_there(host, pillar):
     pillar["preflight"]["root_free_gb"] = 1e6
-    assert [row["expected"] for row in preflight.run() if not row["ok"]] == ["at least 1e+06 GB"]
-    zone = Path(pillar["coredns"]["zone_dir"]) / "acme.test.db"
-    zone.parent.mkdir()
-    zone.touch()
+    pillar["roles"] = ["coredns_host"]
+    wanted = ["at least 1e+06 GB"]
+    assert [row["expected"] for row in preflight.run() if not row["ok"]] == wanted
+    host["service.available"] = True
+    assert [row["expected"] for row in preflight.run() if not row["ok"]] == wanted
+    host["platform_container.inspect"] = {"Id": "a"}
     assert failed() == {}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aiplatform import settings
+from aiplatform import ollama, settings
 from tests.conftest import CHECKOUT
 
 DEFAULTS = settings.effective({}, CHECKOUT / "salt")
@@ -55,3 +55,9 @@ def test_the_room_that_a_first_installation_needs():
 
 def test_how_long_the_bot_waits_for_its_model():
     assert DEFAULTS["openclaw"]["timeout"] == 120
+
+
+def test_how_long_ollama_is_waited_for():
+    """A processor needs more than half a minute for a long answer, and a large model minutes to load."""
+    assert (ollama.ANSWERING.read, ollama.ANSWERING.total) == (300, 900)
+    assert (ollama.LOADING.read, ollama.LOADING.total) == (900, 900)

@@ -67,10 +67,10 @@ def test_a_slot_that_moves_takes_its_names_along():
     assert found["slot-3"]["instance"] == found["coder-128k"]["instance"] == "node1"
 
 
-def configuration():
+def configuration(own=None):
     template = (CHECKOUT / "salt/nginx/files/nginx.conf").read_text()
     made = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(template)  # noqa: S701 (no HTML)
-    return made.render(sites.context(pillar(), "Debian"))
+    return made.render(sites.context(own or pillar(), "Debian"))
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,14 @@ def test_sites_take_and_wait_as_much_as_their_services_need(name, body, timeout)
     assert f"proxy_read_timeout {timeout}s;" in own
     # Keycloak's cookies make its headers long.
     assert ("proxy_buffer_size 128k;" in own) is (name == "idm")
+
+
+def test_nginx_notes_every_authority_that_it_has_loaded():
+    own = pillar(nginx={"sites": {"openwebui": {"authority": "/etc/ssl/wiki.pem"}}})
+    found = sites.context(own, "Debian")
+    assert found["authorities"] == [f"{sites.FOLDER}/upstream-authority.pem", "/etc/ssl/wiki.pem"]
+    noted = configuration(own).partition("edge.note(")[2].partition("    }")[0]
+    assert f'"{found["certificate"]}", "{sites.FOLDER}/upstream-authority.pem", "/etc/ssl/wiki.pem")' in noted
 
 
 def test_no_log_has_a_query_or_where_somebody_comes_from():

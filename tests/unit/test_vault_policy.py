@@ -116,6 +116,7 @@ def test_the_certificate_has_the_public_name_of_the_table_of_services(label, pub
         ({}, ["api_key", "other"]),
         ({"api_key": "kept"}, ["other"]),
         ({"api_key": "", "other": "x"}, []),
+        ({"api_key": None, "other": "x"}, ["api_key"]),
     ],
 )
 def test_only_absent_keys_are_generated(present, absent):
