@@ -322,18 +322,17 @@ def user_roles(realm: str, name: str) -> list[dict[str, Any]]:
     )
 
 
-def note_first_user(realm_name: str, user_name: str) -> bool:
-    """Have a realm remember its first user, so that no deploy makes one again who was deleted.
+def role_holders(realm: str, role: str) -> list[str]:
+    """Return the names of the enabled users who were given a realm role themselves, not by a group.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt ai_server keycloak_admin.note_first_user ai-platform ai-platform-admin
+        salt ai_server keycloak_admin.role_holders ai-platform ai-admin
     """
-    # All attributes: Keycloak removes those that are left out.
-    known = (realm(realm_name) or {}).get("attributes") or {}
-    return write_realm(realm_name, {"attributes": known | {keycloak.FIRST_USER_NOTE: user_name}})
+    members = _asked(f"users with {role} of {realm}", lambda: _admin(realm).get_realm_role_members(role))
+    return sorted(one["username"] for one in members or [] if one["enabled"])
 
 
 def user_locked(realm: str, name: str) -> bool:

@@ -219,8 +219,8 @@ def first_user_present(
 ) -> dict[str, Any]:
     """A realm has had its first user, who has these settings and roles until the first sign-in.
 
-    Once the password was changed, or the user disabled or deleted, it is a person's own and left as it is; the realm
-    notes the name. Another name is another first user.
+    Once the password was changed, or the user disabled or deleted, it is a person's own and left as it is; the host
+    notes the name. Another name is another first user, unless somebody has it already.
 
     name, realm, settings, roles
         As of ``user_present``.
@@ -238,22 +238,27 @@ def first_user_present(
             - roles: [ai-admin]
             - password: keycloak:realm_admin_password
     """
+    checked = {one["name"] for one in keycloak.check_people(__pillar__).values()}
 
     def look() -> tuple[dict[str, Any] | None, str | None, str]:
         present, noted = _now("user", realm, name), keycloak.noted_first_user(_now("realm", realm))
-        return present, noted, keycloak.first_user_step(name, present, noted)
+        return present, noted, keycloak.first_user_step(name, present, noted, succeeded() if not present else False)
+
+    def succeeded() -> bool:
+        return bool(roles) and all(set(_now("role_holders", realm, role) or []) - checked for role in roles)
 
     def plan() -> dict[str, Any]:
         present, noted, step = look()
         found = _differences(name, realm, settings, roles, password) if step == "make" else {}
-        return found | ({"noted": {"old": noted, "new": name}} if present and noted != name else {})
+        news = noted != name and (present is not None or step == "note")
+        return found | ({"noted": {"old": noted, "new": name}} if news else {})
 
     def write() -> None:
         _, noted, step = look()
         if step == "make":
             __salt__["keycloak_admin.write_user"](realm, name, settings, roles, _secret(password), None)
         if noted != name:
-            __salt__["keycloak_admin.note_first_user"](realm, name)
+            keycloak.note_first_user(_now("realm", realm), name)
 
     return converge(name, plan=plan, apply=write, test=__opts__["test"])
 

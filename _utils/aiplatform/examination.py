@@ -290,7 +290,11 @@ class Examination:
     def _used(self) -> set[str]:
         """The names of the store that settings or the choice of models have."""
         rows = [*self.settings.get("slots", {}).values(), *self.settings.get("aliases", {}).values()]
-        named = [row.get("model") for row in rows if row] + list(self.settings["ollama"].get("models") or [])
+        named = [row.get("model") for row in rows if row]
+        ollama, benchmark = self.settings["ollama"], self.settings["benchmark"]
+        for row in (ollama, ollama["container"], *ollama["profiles"].values()):
+            named += row.get("models") or []
+        named += [*benchmark["baseline_models"], *(row["name"] for row in benchmark["candidate_models"])]
         chosen = [name for key, name in (self.settings.get("selection") or {}).items() if key.startswith("slot")]
         wanted = {api.normalise(name) for name in [*named, *chosen] if name}
         return {name for name in self.sizes if api.normalise(name) in wanted}

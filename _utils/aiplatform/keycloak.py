@@ -1,4 +1,4 @@
-"""Keycloak's realm as pillar wants it, and what differs from it. Pure: talks to no server.
+"""Keycloak's realm as pillar wants it, and what differs from it. Talks to no server.
 
 Settings are named as Keycloak's admin API names them. Of what a server has, only the settings that are wanted are
 compared: the rest is Keycloak's own, or an administrator's.
@@ -6,11 +6,15 @@ compared: the rest is Keycloak's own, or an administrator's.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from aiplatform import services
 from aiplatform.errors import PlatformError
+from aiplatform.files import text_of
+from aiplatform.vault_keys import write_durably
 
 Settings = Mapping[str, Any]
 Changes = dict[str, Any]
@@ -147,8 +151,7 @@ def first_sign_in(settings: Settings, console: bool = False) -> tuple[str, str]:
     return first_user(settings)["name"], "keycloak:realm_admin_password"
 
 
-# The realm's attribute that tells whom a deploy has made as the first user.
-FIRST_USER_NOTE = "ai-platform.first-user"
+FIRST_USER_NOTE = Path("/var/lib/ai-platform/keycloak-first-user.json")
 
 
 def awaits_first_sign_in(user: Settings | None) -> bool:
@@ -158,23 +161,35 @@ def awaits_first_sign_in(user: Settings | None) -> bool:
 
 def noted_first_user(realm: Settings | None) -> str | None:
     """Return whom a realm, as Keycloak shows it, has had as its first user; None where it has had nobody yet."""
-    return ((realm or {}).get("attributes") or {}).get(FIRST_USER_NOTE)
+    noted = json.loads(text_of(FIRST_USER_NOTE) or "{}")
+    return noted.get("user") if realm and noted.get("realm") == realm["id"] else None
 
 
-def first_user_step(name: str, user: Settings | None, noted: str | None) -> str:
-    """Return what a deploy does about the first user: ``make`` it as declared, ``note`` that it was made, or nothing.
+def note_first_user(realm: Settings, name: str) -> None:
+    """Remember a realm's first user on the host. A realm that was made anew has another id, and had nobody."""
+    FIRST_USER_NOTE.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(FIRST_USER_NOTE, (json.dumps({"realm": realm["id"], "user": name}) + "\n").encode(), 0o600)
 
-    It is a person's own once it was made and then deleted, or disabled, or its password changed.
+
+def first_user_step(name: str, user: Settings | None, noted: str | None, succeeded: bool) -> str:
+    """Return what a deploy does about the first user: ``make`` it as declared, ``note`` it, or nothing.
+
+    It is a person's own once the password was changed, or the user disabled or deleted.
 
     user
         As Keycloak shows it; None where there is no such user.
     noted
-        The first user that the realm says it has had.
+        The first user that the realm has had.
+    succeeded
+        Whether others hold its roles: a realm without a note may be older than notes are.
     """
-    own = user is None or not (awaits_first_sign_in(user) and user.get("enabled", True))
-    if noted == name:
-        return "" if own else "make"
-    return "note" if user is not None and own and noted is None else "make"
+    if user is None:
+        own = noted == name or (noted is None and succeeded)
+    else:
+        own = not (awaits_first_sign_in(user) and user.get("enabled", True))
+    if not own:
+        return "make"
+    return "" if noted == name else "note"
 
 
 def check_people(settings: Settings) -> dict[str, dict[str, Any]]:

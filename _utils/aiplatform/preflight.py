@@ -62,7 +62,7 @@ SUITE = Suite(every_host, disks, ollama, ports)
 
 def _root_free(host: Host) -> Finding:
     """What the first installation wants room for is there as soon as the container is."""
-    there = host.salt["service.available"]("docker") and host.salt["platform_container.inspect"]("coredns")
+    there = host.salt["platform_container.answers"]() and host.salt["platform_container.inspect"]("coredns")
     return hostcheck.free_space("/", 0 if there else host.pillar["preflight"]["root_free_gb"])
 
 

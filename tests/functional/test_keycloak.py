@@ -92,12 +92,18 @@ def secrets():
     return dict(SECRETS)
 
 
+@pytest.fixture(scope="module")
+def note(tmp_path_factory):
+    return tmp_path_factory.mktemp("note") / "first-user.json"
+
+
 @pytest.fixture
-def states(server, secrets, monkeypatch):
+def states(server, secrets, monkeypatch, note):
     """The state functions, with the module behind them and the secrets of the test."""
     read = Mock(side_effect=lambda path, key: secrets[f"{path}:{key}"])
     functions = {f"keycloak_admin.{name}": getattr(module, name) for name in NAMES}
     options = {"test": False}
+    monkeypatch.setattr(keycloak, "FIRST_USER_NOTE", note)
     for one in (module, state):
         monkeypatch.setattr(one, "__pillar__", pillar(server), raising=False)
         monkeypatch.setattr(one, "__salt__", functions | {"platform_secret.read": read}, raising=False)
@@ -219,14 +225,18 @@ def test_a_first_user_who_has_left_does_not_come_back(states, monkeypatch):
     admin.delete_user(admin.get_user_id(name))
     assert converge()["user"]["changes"] == {}
     assert module.user(REALM, name) is None
-    # The realm keeps what else is noted there.
-    module.write_realm(REALM, {"attributes": module.realm(REALM)["attributes"] | {"ours": "1"}})
+    # Nor where there is no note yet, and somebody else administers.
+    keycloak.FIRST_USER_NOTE.unlink()
+    sign_up("other", ["ai-admin"])
+    assert "other" in module.role_holders(REALM, "ai-admin")
+    assert set(converge()["user"]["changes"]) == {"noted"}
+    assert module.user(REALM, name) is None
     site = module.site()
     monkeypatch.setattr(module, "site", lambda: site | {"user": site["user"] | {"name": "successor"}})
     assert converge()["user"]["changes"] == {"user": {"old": None, "new": "present"}}
     assert converge()["user"]["changes"] == {}
     assert module.user(REALM, "successor")["requiredActions"] == ["UPDATE_PASSWORD"]
-    assert module.realm(REALM)["attributes"].items() >= {"ours": "1", keycloak.FIRST_USER_NOTE: "successor"}.items()
+    assert keycloak.noted_first_user(module.realm(REALM)) == "successor"
 
 
 @pytest.mark.parametrize(("name", "roles"), [("check", {"ai-user"}), ("check-no-role", set())])

@@ -83,15 +83,15 @@ def test_clients_have_one_flow_and_their_own_page_as_origin():
 
 
 @pytest.fixture
-def user(monkeypatch):
+def user(monkeypatch, tmp_path):
     """A user who is there, with Vault's password; returns what was written, and how the state is applied."""
-    found = SimpleNamespace(present={"email": "a@b.invalid"}, locked=False, password="in Vault", written=[], noted=None)
+    found = SimpleNamespace(present={"email": "a@b.invalid"}, locked=False, password="in Vault", written=[], holders=[])
     salt = {
         "platform_secret.read": lambda path, key: "in Vault",
         "keycloak_admin.answers": lambda: True,
         "keycloak_admin.user": lambda realm, name: found.present,
-        "keycloak_admin.realm": lambda realm: {"attributes": {keycloak.FIRST_USER_NOTE: found.noted}},
-        "keycloak_admin.note_first_user": lambda realm, name: setattr(found, "noted", name),
+        "keycloak_admin.realm": lambda realm: {"id": "1"},
+        "keycloak_admin.role_holders": lambda realm, role: found.holders,
         "keycloak_admin.user_roles": lambda realm, name: [{"name": "ai-user"}],
         "keycloak_admin.user_locked": lambda realm, name: found.locked,
         "keycloak_admin.user_password_fits": lambda realm, name, password: password == found.password,
@@ -99,6 +99,8 @@ def user(monkeypatch):
     }
     monkeypatch.setattr(state, "__salt__", salt, raising=False)
     monkeypatch.setattr(state, "__opts__", {"test": False}, raising=False)
+    monkeypatch.setattr(state, "__pillar__", PILLAR, raising=False)
+    monkeypatch.setattr(keycloak, "FIRST_USER_NOTE", tmp_path / "made/first-user.json")
     found.apply = lambda **more: state.user_present(
         "c", "acme", {"email": "a@b.invalid"}, ["ai-user"], password="keycloak:check_password", **more
     )
@@ -133,7 +135,8 @@ def test_a_first_password_follows_the_one_in_vault_until_it_was_changed(user, ac
     def apply():
         return state.first_user_present("c", "acme", {}, ["ai-user"], "keycloak:realm_admin_password")
 
-    user.present["requiredActions"], user.noted = actions, "c"
+    user.present["requiredActions"] = actions
+    keycloak.note_first_user({"id": "1"}, "c")
     assert apply()["changes"] == {}
     user.password = "the earlier one, or a person's own"
     assert set(apply()["changes"]) == ({"password"} if actions else set())
@@ -150,30 +153,42 @@ DISABLED = AWAITED | {"enabled": False}
 
 
 @pytest.mark.parametrize(
-    ("present", "noted", "made"),
+    ("present", "noted", "holders", "made"),
     [
-        (None, None, True),  # a first deploy
-        (None, "c", False),  # deleted
-        (None, "b", True),  # another name in pillar
-        (AWAITED, None, True),  # interrupted
-        (AWAITED, "c", True),
-        (DISABLED, "c", False),
-        (DISABLED, None, False),  # before there was a note
-        (SIGNED_IN, "c", False),
-        (SIGNED_IN, None, False),
-        (SIGNED_IN, "b", True),  # pillar names somebody who is there already
+        (None, None, [], True),  # a first deploy
+        (None, None, ["acme-check"], True),
+        (None, None, ["ada"], False),  # deleted before there was a note
+        (None, "c", [], False),  # deleted
+        (None, "b", ["ada"], True),  # another name in pillar
+        (AWAITED, None, [], True),  # interrupted
+        (AWAITED, "c", [], True),
+        (DISABLED, "c", [], False),
+        (DISABLED, None, [], False),
+        (SIGNED_IN, "c", [], False),
+        (SIGNED_IN, None, [], False),
+        (SIGNED_IN, "b", [], False),  # pillar names somebody who is there already
     ],
 )
-def test_the_first_user_is_made_once_and_then_a_persons_own(user, present, noted, made):
-    user.present, user.noted = present, noted
+def test_the_first_user_is_made_once_and_then_a_persons_own(user, present, noted, holders, made):
+    user.present, user.holders = present, holders
+    if noted:
+        keycloak.note_first_user({"id": "1"}, noted)
     first_user_applied()
-    assert (bool(user.written), user.noted) == (made, "c")
+    assert (bool(user.written), keycloak.noted_first_user({"id": "1"})) == (made, "c")
+    # A realm that was made anew has had nobody.
+    assert keycloak.noted_first_user({"id": "2"}) is None
+    assert stat.S_IMODE(keycloak.FIRST_USER_NOTE.stat().st_mode) == 0o600
 
 
-def test_the_note_of_an_earlier_first_user_is_a_change_of_its_own(user):
-    user.present = SIGNED_IN
+@pytest.mark.parametrize("present", [SIGNED_IN, None])
+def test_the_note_of_an_earlier_first_user_is_a_change_of_its_own(user, monkeypatch, present):
+    user.present, user.holders = present, ["ada"]
+    monkeypatch.setitem(state.__opts__, "test", True)
+    assert first_user_applied()["changes"] == {"noted": {"old": None, "new": "c"}}
+    monkeypatch.setitem(state.__opts__, "test", False)
     assert first_user_applied()["changes"] == {"noted": {"old": None, "new": "c"}}
     assert first_user_applied()["changes"] == {}
+    assert user.written == []
 
 
 def test_a_dry_run_tells_of_a_user_to_be_made_without_asking_for_the_password(user, monkeypatch):
@@ -351,6 +366,8 @@ def administrator(monkeypatch, tmp_path):
     }
     monkeypatch.setattr(state, "__salt__", salt, raising=False)
     monkeypatch.setattr(state, "__opts__", {"test": False}, raising=False)
+    monkeypatch.setattr(state, "__pillar__", PILLAR, raising=False)
+    monkeypatch.setattr(keycloak, "FIRST_USER_NOTE", tmp_path / "made/first-user.json")
     found.apply = lambda: state.admin_password("admin", "keycloak:admin_password", str(found.kept))
     return found
 

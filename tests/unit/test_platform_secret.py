@@ -51,6 +51,14 @@ def test_a_sealed_vault_is_an_error_and_a_placeholder_in_a_dry_run(vault, monkey
     assert module.read("keycloak", "admin_password") == module.UNKNOWN
 
 
+def test_a_secret_that_was_taken_out_is_an_error_and_never_the_word_none(vault, monkeypatch):
+    vault.return_value = None
+    with pytest.raises(PlatformError, match=r"taken out; where: secret/acme/keycloak admin_password.*bootstrap"):
+        module.read("keycloak", "admin_password")
+    monkeypatch.setitem(module.__opts__, "test", True)
+    assert module.read("keycloak", "admin_password") == module.UNKNOWN
+
+
 @pytest.fixture
 def kv(monkeypatch, vault):
     read = Mock(return_value={"telegram_token": "1:a"})

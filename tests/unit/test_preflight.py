@@ -63,7 +63,7 @@ def pillar(tmp_path):
 def host(monkeypatch, pillar):
     """The module on a host where nothing is installed; returns what its unit queries answer."""
     answers = {"service.available": False, "service.enabled": False, "saltutil.is_running": []}
-    answers["platform_container.inspect"] = None
+    answers |= {"platform_container.answers": False, "platform_container.inspect": None}
     salt = {name: (lambda *_, name=name: answers[name]) for name in answers}
     for name, value in (
         ("__grains__", dict(GRAINS)),
@@ -146,7 +146,7 @@ def test_room_on_the_system_disk_is_wanted_until_the_container_is_there(host, pi
     pillar["roles"] = ["coredns_host"]
     wanted = ["at least 1e+06 GB"]
     assert [row["expected"] for row in preflight.run() if not row["ok"]] == wanted
-    host["service.available"] = True
+    host["platform_container.answers"] = True
     assert [row["expected"] for row in preflight.run() if not row["ok"]] == wanted
     host["platform_container.inspect"] = {"Id": "a"}
     assert failed() == {}
