@@ -29,6 +29,7 @@ TARGET = "/srv/ai-platform"
 PILLAR = "/srv/pillar"
 STAMP = "/var/lib/lab"
 KEY_SECONDS = 60
+LISTEN_SECONDS = 25
 PIPE_SECONDS = 120
 PORTS = 2
 PKI = "/etc/salt/pki/master"
@@ -343,13 +344,35 @@ def enrol() -> str:
     with ThreadPoolExecutor(len(MINIONS)) as pool:
         fingers = dict(zip(hosts, pool.map(lambda host: start_minion(host, master_finger), hosts), strict=True))
         list(pool.map(lambda host: accept(host, fingers[host]), hosts))
-    names, addresses = {host.name for host in hosts}, {host.address for host in hosts}
+    names = {host.name for host in hosts}
     # Asked only then: the master waits long for the answer of a minion that is not there yet.
-    until(lambda: listening() >= addresses, f"salt_master: not all of {', '.join(sorted(names))} listen to it")
+    await_listening(hosts)
     until(lambda: answering() >= names, f"salt_master: not all of {', '.join(sorted(names))} answer")
     for host in hosts:
         stamp(host, "minion", minion_digest())
     return f"{len(fingers)} keys compared and accepted"
+
+
+def await_listening(hosts: list[Host]) -> None:
+    """Wait until minions listen to the master; those that do not come are started anew.
+
+    Seen once: a minion whose key was accepted had not connected a minute later.
+
+    Raises:
+        LabError: one of them does not listen then either.
+    """
+
+    def missing() -> list[Host]:
+        there = listening()
+        return [host for host in hosts if host.address not in there]
+
+    try:
+        wait.until(lambda: not missing(), LISTEN_SECONDS, 0.3)
+    except WaitTimeoutError:
+        for host in missing():
+            execute(host, "systemctl", "restart", "salt-minion")
+        names = ", ".join(host.name for host in hosts)
+        until(lambda: not missing(), f"salt_master: not all of {names} listen to it")
 
 
 def fingerprint(pem: str) -> str:

@@ -210,3 +210,21 @@ def test_minions_are_asked_only_when_all_of_them_listen(monkeypatch):
     monkeypatch.setattr(deploy, "stamp", lambda *_: None)
     assert deploy.enrol() == f"{len(MINIONS)} keys compared and accepted"
     assert seen == [len(MINIONS)]
+
+
+def test_a_minion_that_does_not_come_is_started_anew(monkeypatch):
+    late, told = MINIONS[1], []
+
+    def execute(host, *argv, **_kwargs):
+        if argv[:2] == ("ss", "-Htn"):
+            there = [one for one in MINIONS if one != late or told]
+            return "".join(f"0      0      10.89.77.10:4505  {one.address}:53240\n" for one in there)
+        told.append((host.name, *argv))
+        return ""
+
+    monkeypatch.setattr(deploy, "execute", execute)
+    monkeypatch.setattr(deploy, "LISTEN_SECONDS", 0.1)
+    deploy.await_listening(list(MINIONS))
+    assert told == [(late.name, "systemctl", "restart", "salt-minion")]
+    deploy.await_listening(list(MINIONS))
+    assert len(told) == 1
