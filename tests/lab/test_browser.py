@@ -94,8 +94,8 @@ def person(desk, passwords):
         yield found
 
 
-# The lab's models are small, and one may answer with a word, which is complete before it is looked at again: then
-# another question is asked.
+# The lab's models are small, and one may answer with a word, which is complete before it is looked at again, or with
+# nothing (one answer of 40): then another question is asked.
 QUESTIONS = (
     "Write three sentences about a lighthouse keeper.",
     "Tell me a story about a ship.",
@@ -112,7 +112,7 @@ def test_a_user_asks_and_reads_the_answer_as_it_comes(person):
         page.find("#chat-input").send_keys(question, Keys.ENTER)
         seen = answers(page)
         page.picture("answer")
-        if len(seen[-1].split()) >= WORDS:
+        if len(" ".join(seen[-1:]).split()) >= WORDS:
             break
         page.driver.get(CHAT)
     assert len(seen) > 1, f"the answer came at once and not in a stream: {seen}"

@@ -66,6 +66,9 @@ class Site:
     vault_says: tuple = (400, WRONG_ROLE)
     down: str = ""
     signed_out: list = field(default_factory=list)
+    # How often a person whose password was wrong is refused afterwards, whatever comes.
+    counting: int = 0
+    failed: set = field(default_factory=set)
 
     def answer(self, request) -> tuple[int, dict[str, str], str]:
         """Status, headers and body of an answer."""
@@ -91,9 +94,13 @@ class Site:
 
     def _identified(self, form, query, cookies):
         assert query.items() >= {"session_code": "1", "tab": "2"}.items()
-        if form["password"] != self.password:
-            return 200, {}, FORM
         name = form["username"]
+        if form["password"] != self.password:
+            self.failed.add(name)
+            return 200, {}, FORM
+        if name in self.failed and self.counting:
+            self.counting -= 1
+            return 200, {}, FORM
         back = f"{query['back']}?state=s&code=1" if "back" in query else f"{CHAT}/back?code={name}"
         return 302, {"Location": back, "Set-Cookie": f"identity={name}; Path=/; Secure"}, ""
 
@@ -158,6 +165,8 @@ class Adapter(requests.adapters.BaseAdapter):
 def site(monkeypatch):
     found = Site()
     monkeypatch.setattr(Browser, "get_adapter", lambda _self, url: Adapter(found))
+    monkeypatch.setattr(verify_sign_on, "COUNTED_SECONDS", 0.05)
+    monkeypatch.setattr(verify_sign_on, "AGAIN_SECONDS", 0.01)
     return found
 
 
@@ -231,6 +240,13 @@ def test_a_way_that_goes_wrong_is_found(site, spoil, value, wrong, actual):
     found = {name: finding for name, finding in findings().items() if not finding.ok}
     assert set(found) == {*wrong}
     assert [finding for finding in found.values() if actual in finding.actual], found
+
+
+@pytest.mark.parametrize(("counting", "fine"), [(2, True), (1000, False)])
+def test_keycloak_may_take_its_time_to_count_a_failure(site, counting, fine):
+    site.counting = counting
+    found = findings()["sign_on_without_role"]
+    assert (found.ok, "Keycloak refuses" in found.actual) == (fine, not fine)
 
 
 def test_nothing_secret_is_shown(site):
