@@ -20,6 +20,9 @@ Settings = Mapping[str, Any]
 HOST = "host.docker.internal"
 DATA = "/app/backend/data"
 CLIENT_ID = "open-webui"
+# A title is of two to four words (Open WebUI's DEFAULT_TITLE_GENERATION_PROMPT_TEMPLATE); without a limit, a model that
+# rambles has a thousand tokens for it. The question stands in for one that is cut off.
+TITLE_TOKENS = 64
 
 
 def offered(settings: Settings) -> dict[str, list[str]]:
@@ -185,6 +188,7 @@ def _models(settings: Settings) -> dict[str, Any]:
         "DEFAULT_MODEL_PARAMS": {"function_calling": "legacy"},
         # What is generated beside an answer is asked of a resident model, or not at all.
         "TASK_MODEL": model,
+        "TASK_MODEL_PARAMS": {"max_tokens": TITLE_TOKENS},
         "ENABLE_TITLE_GENERATION": wanted["titles"],
         "ENABLE_TAGS_GENERATION": False,
         "ENABLE_FOLLOW_UP_GENERATION": False,

@@ -37,14 +37,16 @@ class Upstream:
         self.accounts = {"1": Person(id="1", role="user", oauth={"oidc": {"sub": "7"}})}
         self.sent: list[dict] = []
         self.ended: list[str] = []
+        self.did: list[str] = []
         self.modules: dict[str, ModuleType] = {}
         self.put(
             "fastapi", HTTPException=Refused, status=SimpleNamespace(HTTP_403_FORBIDDEN=403, HTTP_401_UNAUTHORIZED=401)
         )
-        self.put("open_webui")
+        self.put("open_webui.main", app="the application", create_task=self.begin, background_tasks_handler=self.title)
+        self.put("open_webui", main=self["main"])
         self.put("open_webui.config", JWT_EXPIRES_IN="12h")
         self.put("open_webui.constants", ERROR_MESSAGES=SimpleNamespace(ACCESS_PROHIBITED="no"))
-        self.put("open_webui.main", app="the application")
+        self.put("open_webui.env", AIOHTTP_CLIENT_TIMEOUT=0.2)
         self.put("open_webui.models")
         self.put("open_webui.models.users", Users=self)
         routes = [SimpleNamespace(path=path) for path in ("/api/chat", "/api/pull", "/api/pull/{url_idx}")]
@@ -104,6 +106,12 @@ class Upstream:
 
     async def end(self, request, number):
         self.ended.append(number)
+
+    async def begin(self, redis, coroutine, id=None, task_id=None):
+        return task_id, asyncio.create_task(coroutine)
+
+    async def title(self, ctx):
+        self.did.append("title")
 
     async def get_user_by_id(self, *words):
         return self.accounts.get(words[-1])
@@ -234,6 +242,47 @@ def test_signing_out_ends_the_sessions_of_a_token_that_counts(upstream):
     for token in ("made up", "1", "1"):
         asyncio.run(leave(None, token))
     assert upstream.ended == ["1"]
+
+
+@pytest.mark.parametrize("how", ["answered", "failed", "stopped"])
+def test_a_title_is_asked_for_when_the_answer_has_ended(upstream, how):
+    main = (started(), upstream["main"])[1]
+
+    async def answer():
+        await asyncio.sleep(0.02)
+        upstream.did.append("answer")
+        if how == "failed":
+            raise ConnectionError
+
+    async def chat():
+        title = asyncio.create_task(main.background_tasks_handler({"metadata": {"chat_id": "7"}}))
+        other = asyncio.create_task(main.background_tasks_handler({"metadata": {"chat_id": "8"}}))
+        _number, task = await main.create_task(None, answer(), id="7", task_id="1")
+        await asyncio.sleep(0.01)
+        if how == "stopped":
+            upstream.did.append("answer")
+            task.cancel()
+        await asyncio.wait({task})
+        await title
+        assert not other.done()
+        other.cancel()
+        return task.cancelled() or task.exception()
+
+    asyncio.run(chat())
+    assert upstream.did == ["answer", "title"]
+
+
+def test_a_title_whose_answer_never_began_is_asked_for_in_the_end(upstream):
+    main = (started(), upstream["main"])[1]
+    asyncio.run(main.background_tasks_handler({"metadata": {"chat_id": "7"}}))
+    assert upstream.did == ["title"]
+
+
+@pytest.mark.parametrize("name", ["create_task", "background_tasks_handler"])
+def test_an_application_without_turns_does_not_start(upstream, name):
+    delattr(upstream["main"], name)
+    with pytest.raises(AttributeError, match=name):
+        started()
 
 
 @pytest.mark.parametrize("name", ["create_signin_response", "get_current_user_by_api_key"])

@@ -129,5 +129,9 @@ def test_the_sign_on_is_found_at_the_proxy(pillar):
     assert webui.proxies(pillar) == ["192.0.2.30"]
 
 
+def test_a_title_may_not_ramble(pillar):
+    assert json.loads(webui.environment(pillar, BUNDLE)["TASK_MODEL_PARAMS"]) == {"max_tokens": 64}
+
+
 def test_a_question_carries_no_tools_that_its_model_may_not_know(pillar):
     assert json.loads(webui.environment(pillar, BUNDLE)["DEFAULT_MODEL_PARAMS"]) == {"function_calling": "legacy"}

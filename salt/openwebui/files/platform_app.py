@@ -6,20 +6,26 @@
 - Signing out ends the person's sessions wherever they are. Upstream does that with Redis only, which is not there.
 - Models: no request reaches an instance that does not offer the model, and none carries what would have Ollama load a
   model anew, unpin it or take another one. What changes the store of models is not offered: pillar says what is there.
+- Titles: a new chat's is asked for when its first answer has ended. Upstream asks for both at once, and where an
+  instance takes one request at a time, people may wait for the title.
 
 It stands on names inside Open WebUI; where one of them is gone, as in another version, the container does not start.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
+from contextlib import suppress
 from typing import Any
+from weakref import WeakValueDictionary
 
 from fastapi import HTTPException, status
 from open_webui.config import JWT_EXPIRES_IN
 from open_webui.constants import ERROR_MESSAGES
+from open_webui.env import AIOHTTP_CLIENT_TIMEOUT
 from open_webui.models.users import Users
 from open_webui.routers import auths, ollama
 from open_webui.utils import auth, oauth
@@ -142,8 +148,34 @@ def enforce() -> None:
     ]
 
 
+def take_turns(application: Any) -> None:
+    """Have the application ask for a new chat's title when the task of its first answer has ended, however it ended."""
+    begin, title = application.create_task, application.background_tasks_handler
+    # By the chat's number, as long as somebody waits or is waited for.
+    ends: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
+
+    async def begin_and_tell(redis: Any, coroutine: Any, id: Any = None, **more: Any) -> Any:
+        number, task = await begin(redis, coroutine, id=id, **more)
+        ended = ends.setdefault(id, asyncio.Event())
+        task.add_done_callback(lambda _task: ended.set())
+        return number, task
+
+    async def title_in_turn(ctx: dict[str, Any]) -> None:
+        ended = ends.setdefault(ctx["metadata"]["chat_id"], asyncio.Event())
+        # An answer that never began has no end.
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(ended.wait(), AIOHTTP_CLIENT_TIMEOUT)
+        await title(ctx)
+
+    put(application, "create_task", begin_and_tell)
+    put(application, "background_tasks_handler", title_in_turn)
+
+
 enforce()
 
-from open_webui.main import app  # noqa: E402 (it takes the routes as they are by now)
+from open_webui import main  # noqa: E402 (it takes the routes as they are by now)
+
+take_turns(main)
+app = main.app
 
 __all__ = ["app"]
