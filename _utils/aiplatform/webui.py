@@ -20,9 +20,20 @@ Settings = Mapping[str, Any]
 HOST = "host.docker.internal"
 DATA = "/app/backend/data"
 CLIENT_ID = "open-webui"
-# A title is of two to four words (Open WebUI's DEFAULT_TITLE_GENERATION_PROMPT_TEMPLATE); without a limit, a model that
-# rambles has a thousand tokens for it. The question stands in for one that is cut off.
+# Orders to models are short, since processors read them before the first word: upstream's have some 300 tokens.
+# There, a model that rambles has a thousand tokens for a title. Where no title comes of it, the question stands.
 TITLE_TOKENS = 64
+TITLE_ORDER = """Name the topic of this question in two to four words, in its own language.
+Answer with JSON alone: { "title": "the words" }
+
+{{prompt:start:400}}"""
+DOCUMENTS_ORDER = """Answer the question by the context below, in the language of the question.
+Cite a source as [1] where that id is given, and only then. Say so where the context does not hold the answer.
+
+<context>
+{{CONTEXT}}
+</context>
+"""
 
 
 def offered(settings: Settings) -> dict[str, list[str]]:
@@ -190,6 +201,7 @@ def _models(settings: Settings) -> dict[str, Any]:
         "TASK_MODEL": model,
         "TASK_MODEL_PARAMS": {"max_tokens": TITLE_TOKENS},
         "ENABLE_TITLE_GENERATION": wanted["titles"],
+        "TITLE_GENERATION_PROMPT_TEMPLATE": TITLE_ORDER,
         "ENABLE_TAGS_GENERATION": False,
         "ENABLE_FOLLOW_UP_GENERATION": False,
         "ENABLE_AUTOCOMPLETE_GENERATION": False,
@@ -212,6 +224,7 @@ def _documents(settings: Settings) -> dict[str, Any]:
         "CHUNK_SIZE": str(wanted["chunk_size"]),
         "CHUNK_OVERLAP": str(wanted["chunk_overlap"]),
         "RAG_TOP_K": str(wanted["top_k"]),
+        "RAG_TEMPLATE": DOCUMENTS_ORDER,
         "VECTOR_DB": "qdrant",
         # By its name in the containers' network.
         "QDRANT_URI": "http://qdrant:6333",

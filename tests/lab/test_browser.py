@@ -10,6 +10,7 @@ import re
 import secrets
 import subprocess
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -104,19 +105,37 @@ QUESTIONS = (
     "What is a mountain? Explain it in a few sentences.",
 )
 WORDS = 12
+# A line of Ollama about a question from a container: when it was written, and how long the answer took.
+ASKED = r'^(\d+\.\d+) .*\| 200 \| +(?:(\d+)m)?([\d.]+)(m?s) \| +172\.[\d.]+ \| POST +"/api/chat"'
 
 
-def test_a_user_asks_and_reads_the_answer_as_it_comes(person):
+def test_a_user_asks_and_reads_the_answer_as_it_comes(person, ai_server):
     page = person.enter("lab-user")
+    began = ai_server.run("date +%s").stdout.strip()
     for question in QUESTIONS:
         page.find("#chat-input").send_keys(question, Keys.ENTER)
         seen = answers(page)
         page.picture("answer")
+        page.until(page.text, "title of the chat", browser.ANSWER, lambda text: "New Chat" not in text)
         if len(" ".join(seen[-1:]).split()) >= WORDS:
             break
         page.driver.get(CHAT)
     assert len(seen) > 1, f"the answer came at once and not in a stream: {seen}"
     assert "not support" not in seen[-1]
+    # A title at once with the answer may be generated first, and keep the person waiting.
+    asked = chats(ai_server, began)
+    assert len(asked) >= len(("answer", "title"))
+    assert all(end <= begin for (_, end), (begin, _) in pairwise(asked)), f"answer and title overlap: {asked}"
+
+
+def chats(ai_server, since: str) -> list[tuple[float, float]]:
+    """Begin and end, as Unix times, of what the chat asked models since then."""
+    said = ai_server.run(["journalctl", "--output=short-unix", f"--since=@{since}", "--unit=ollama*"]).stdout
+    found = []
+    for end, minutes, number, unit in re.findall(ASKED, said, re.MULTILINE):
+        seconds = 60 * float(minutes or 0) + float(number) * {"s": 1, "ms": 0.001}[unit]
+        found.append((float(end) - seconds, float(end)))
+    return sorted(found)
 
 
 def test_a_user_finds_what_a_document_says_and_signs_out(person):

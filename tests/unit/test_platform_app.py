@@ -43,7 +43,7 @@ class Upstream:
             "fastapi", HTTPException=Refused, status=SimpleNamespace(HTTP_403_FORBIDDEN=403, HTTP_401_UNAUTHORIZED=401)
         )
         self.put("open_webui.main", app="the application", create_task=self.begin, background_tasks_handler=self.title)
-        self.put("open_webui", main=self["main"])
+        self.put("open_webui", main="a command")
         self.put("open_webui.config", JWT_EXPIRES_IN="12h")
         self.put("open_webui.constants", ERROR_MESSAGES=SimpleNamespace(ACCESS_PROHIBITED="no"))
         self.put("open_webui.env", AIOHTTP_CLIENT_TIMEOUT=0.2)

@@ -133,5 +133,19 @@ def test_a_title_may_not_ramble(pillar):
     assert json.loads(webui.environment(pillar, BUNDLE)["TASK_MODEL_PARAMS"]) == {"max_tokens": 64}
 
 
+@pytest.mark.parametrize(
+    ("name", "place"), [("TITLE_GENERATION_PROMPT_TEMPLATE", "{{prompt:start:400}}"), ("RAG_TEMPLATE", "{{CONTEXT}}")]
+)
+def test_orders_to_models_are_short(pillar, name, place):
+    order = webui.environment(pillar, BUNDLE)[name]
+    assert place in order
+    assert len(order.split()) < 60
+
+
+def test_pillar_may_give_another_order(pillar):
+    pillar["openwebui"]["environment"] = {"RAG_TEMPLATE": "Say it in verse: {{CONTEXT}}"}
+    assert webui.environment(pillar, BUNDLE)["RAG_TEMPLATE"] == "Say it in verse: {{CONTEXT}}"
+
+
 def test_a_question_carries_no_tools_that_its_model_may_not_know(pillar):
     assert json.loads(webui.environment(pillar, BUNDLE)["DEFAULT_MODEL_PARAMS"]) == {"function_calling": "legacy"}

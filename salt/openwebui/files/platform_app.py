@@ -19,6 +19,7 @@ import json
 import logging
 import time
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -173,9 +174,9 @@ def take_turns(application: Any) -> None:
 
 enforce()
 
-from open_webui import main  # noqa: E402 (it takes the routes as they are by now)
-
-take_turns(main)
-app = main.app
+# Only now: it takes the routes as they are. In the package, the name `main` is a command's.
+application = import_module("open_webui.main")
+take_turns(application)
+app = application.app
 
 __all__ = ["app"]
