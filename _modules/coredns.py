@@ -13,8 +13,7 @@ import dns.rcode
 import dns.rdatatype
 
 from aiplatform import services, zone
-from aiplatform.files import text_of
-from aiplatform.vault_keys import write_durably
+from aiplatform.files import text_of, write_durably
 
 ASK_SECONDS = 3
 

@@ -19,8 +19,7 @@ from saltext.vault.utils.vault.exceptions import VaultException, VaultNotFoundEr
 from aiplatform import api_keys as keys
 from aiplatform import proxy_tls, sites, vault_pki, vault_tls
 from aiplatform.errors import PlatformError
-from aiplatform.files import text_of
-from aiplatform.vault_keys import write_durably
+from aiplatform.files import text_of, write_durably
 from aiplatform.wait import until
 
 CONFIG = Path(f"{sites.ETC}/nginx.conf")

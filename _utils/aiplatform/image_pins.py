@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from aiplatform.errors import PlatformError
-from aiplatform.vault_keys import write_durably
+from aiplatform.files import write_durably
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 

@@ -13,8 +13,7 @@ from typing import Any
 
 from aiplatform import services
 from aiplatform.errors import PlatformError
-from aiplatform.files import text_of
-from aiplatform.vault_keys import write_durably
+from aiplatform.files import text_of, write_durably
 
 Settings = Mapping[str, Any]
 Changes = dict[str, Any]
@@ -25,6 +24,8 @@ _SETS = {"redirectUris", "webOrigins", "requiredActions", "defaultClientScopes",
 _SECRET = {"secret", "credentials", "value"}
 # Where the check people's password is, in pillar ``vault.secrets``.
 CHECK_PASSWORD = "keycloak:check_password"  # noqa: S105 (a place, not a password)
+# Whom a realm has had as its first user.
+FIRST_USER_NOTE = Path("/var/lib/ai-platform/keycloak-first-user.json")
 # Keycloak writes them into the access token only, and both Open WebUI and Vault read the ID token.
 MAPPER = {
     "protocol": "openid-connect",
@@ -149,9 +150,6 @@ def first_sign_in(settings: Settings, console: bool = False) -> tuple[str, str]:
     if console:
         return settings["keycloak"]["admin"], "keycloak:admin_password"
     return first_user(settings)["name"], "keycloak:realm_admin_password"
-
-
-FIRST_USER_NOTE = Path("/var/lib/ai-platform/keycloak-first-user.json")
 
 
 def awaits_first_sign_in(user: Settings | None) -> bool:

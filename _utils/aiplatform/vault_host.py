@@ -14,9 +14,8 @@ from typing import Any
 
 from aiplatform import vault_tls
 from aiplatform.errors import PlatformError
-from aiplatform.files import text_of
+from aiplatform.files import sync_directory, text_of, write_durably
 from aiplatform.release import ARCHITECTURES
-from aiplatform.vault_keys import sync_directory, write_durably
 from aiplatform.vault_policy import end, url
 
 CONFIG_DIR = Path("/etc/vault.d")

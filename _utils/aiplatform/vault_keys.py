@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from aiplatform.errors import PlatformError
+from aiplatform.files import sync_directory, write_durably
 
 DEFAULT_PATH = "/etc/salt/vault-keys"
 KEYS = "init.json"
@@ -133,34 +133,3 @@ class KeyStore:
             actual=f"{type(err).__name__}: {err.strerror}",
             hint="mend that or set pillar vault:key_store, then run again",
         )
-
-
-def write_durably(target: Path, content: bytes, mode: int, group: int = -1) -> None:
-    """Replace ``target`` by ``content`` with file mode ``mode``; a crash leaves the old or the new file.
-
-    group
-        The id of the file's group; -1 for this process's own.
-    """
-    draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fchown(stream.fileno(), -1, group)
-            os.fchmod(stream.fileno(), mode)
-            os.fsync(stream.fileno())
-        draft.replace(target)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
-    sync_directory(target.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames and removals in ``path`` durable."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -15,7 +15,8 @@ import yaml
 
 from aiplatform import vault, vault_tls
 from aiplatform.errors import PlatformError
-from aiplatform.vault_keys import DEFAULT_PATH, KeyStore, write_durably
+from aiplatform.files import write_durably
+from aiplatform.vault_keys import DEFAULT_PATH, KeyStore
 from aiplatform.vault_policy import MASTER_MOUNT, MASTER_ROLE, MINION_MOUNT, POLICY_PREFIX, url, vault_host
 
 DEFAULT_CONFIG = "/etc/salt/master.d/vault.conf"

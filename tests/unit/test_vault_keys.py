@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from aiplatform import vault_keys
+from aiplatform import files, vault_keys
 from aiplatform.errors import PlatformError
 from aiplatform.vault_keys import KeyStore
 
@@ -52,7 +52,7 @@ def test_the_probe_refuses_what_does_not_take_files(store, monkeypatch):
     def no_space(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(vault_keys.os, "fsync", no_space)
+    monkeypatch.setattr(files.os, "fsync", no_space)
     with pytest.raises(PlatformError, match="No space left"):
         store.probe()
     assert list(store.path.iterdir()) == []
@@ -65,7 +65,7 @@ def test_a_write_that_fails_keeps_the_old_content(store, monkeypatch):
     def broken(handle):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(vault_keys.os, "fsync", broken)
+    monkeypatch.setattr(files.os, "fsync", broken)
     with pytest.raises(PlatformError):
         store.write("init.json", {"keys": ["new"]})
     monkeypatch.undo()
@@ -78,7 +78,7 @@ def test_content_is_on_disk_before_it_takes_its_name(store, monkeypatch):
     order = []
     real_sync, real_rename = os.fsync, type(store.path).replace
 
-    monkeypatch.setattr(vault_keys.os, "fsync", lambda handle: (order.append("sync"), real_sync(handle))[1])
+    monkeypatch.setattr(files.os, "fsync", lambda handle: (order.append("sync"), real_sync(handle))[1])
     monkeypatch.setattr(
         type(store.path), "replace", lambda self, target: (order.append("rename"), real_rename(self, target))[1]
     )
