@@ -240,21 +240,21 @@ def first_user_present(
     """
     checked = {one["name"] for one in keycloak.check_people(__pillar__).values()}
 
-    def look() -> tuple[dict[str, Any] | None, str | None, str]:
+    def look() -> tuple[str | None, str]:
         present, noted = _now("user", realm, name), keycloak.noted_first_user(_now("realm", realm))
-        return present, noted, keycloak.first_user_step(name, present, noted, succeeded() if not present else False)
+        followed = present is None and noted is None and succeeded()
+        return noted, keycloak.first_user_step(name, present, noted, followed)
 
     def succeeded() -> bool:
         return bool(roles) and all(set(_now("role_holders", realm, role) or []) - checked for role in roles)
 
     def plan() -> dict[str, Any]:
-        present, noted, step = look()
+        noted, step = look()
         found = _differences(name, realm, settings, roles, password) if step == "make" else {}
-        news = noted != name and (present is not None or step == "note")
-        return found | ({"noted": {"old": noted, "new": name}} if news else {})
+        return found | ({"noted": {"old": noted, "new": name}} if noted != name else {})
 
     def write() -> None:
-        _, noted, step = look()
+        noted, step = look()
         if step == "make":
             __salt__["keycloak_admin.write_user"](realm, name, settings, roles, _secret(password), None)
         if noted != name:

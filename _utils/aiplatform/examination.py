@@ -11,7 +11,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from aiplatform import cgroups, checks, doctor, footprint, ollama_container, port_holders, reach, registry, slots
+from aiplatform import (
+    cgroups,
+    checks,
+    doctor,
+    footprint,
+    measure,
+    ollama_container,
+    port_holders,
+    reach,
+    registry,
+    slots,
+)
 from aiplatform import ollama as api
 from aiplatform.checks import Finding
 from aiplatform.doctor import Answer
@@ -291,10 +302,10 @@ class Examination:
         """The names of the store that settings or the choice of models have."""
         rows = [*self.settings.get("slots", {}).values(), *self.settings.get("aliases", {}).values()]
         named = [row.get("model") for row in rows if row]
-        ollama, benchmark = self.settings["ollama"], self.settings["benchmark"]
+        ollama = self.settings["ollama"]
         for row in (ollama, ollama["container"], *ollama["profiles"].values()):
             named += row.get("models") or []
-        named += [*benchmark["baseline_models"], *(row["name"] for row in benchmark["candidate_models"])]
+        named += measure.wanted(self.settings["benchmark"])
         chosen = [name for key, name in (self.settings.get("selection") or {}).items() if key.startswith("slot")]
         wanted = {api.normalise(name) for name in [*named, *chosen] if name}
         return {name for name in self.sizes if api.normalise(name) in wanted}

@@ -233,7 +233,10 @@ def test_a_first_user_who_has_left_does_not_come_back(states, monkeypatch):
     assert module.user(REALM, name) is None
     site = module.site()
     monkeypatch.setattr(module, "site", lambda: site | {"user": site["user"] | {"name": "successor"}})
-    assert converge()["user"]["changes"] == {"user": {"old": None, "new": "present"}}
+    assert converge()["user"]["changes"] == {
+        "user": {"old": None, "new": "present"},
+        "noted": {"old": name, "new": "successor"},
+    }
     assert converge()["user"]["changes"] == {}
     assert module.user(REALM, "successor")["requiredActions"] == ["UPDATE_PASSWORD"]
     assert keycloak.noted_first_user(module.realm(REALM)) == "successor"

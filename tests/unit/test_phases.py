@@ -40,6 +40,14 @@ def graph():
     return phases.load(CHECKOUT / "salt/orch/phases.yaml")
 
 
+def test_the_page_names_every_phase_of_a_deploy_without_benchmark(graph):
+    row = next(
+        line for line in (CHECKOUT / "docs/deploy.md").read_text().splitlines() if "all but the benchmark" in line
+    )
+    named = row.partition("phases=")[2].partition("`")[0].split(",")
+    assert sorted(named) == sorted(graph.keys() - {"benchmark"})
+
+
 def write(path, rows):
     complete = {
         name: {"about": name, "roles": ["ai_server"], "steps": [{"state": name}]} | row for name, row in rows.items()
