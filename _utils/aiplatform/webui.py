@@ -20,8 +20,9 @@ Settings = Mapping[str, Any]
 HOST = "host.docker.internal"
 DATA = "/app/backend/data"
 CLIENT_ID = "open-webui"
-# Orders to models are short, since processors read them before the first word: upstream's have some 300 tokens.
-# There, a model that rambles has a thousand tokens for a title. Where no title comes of it, the question stands.
+# Orders to models are short, since processors read them before the first word: a title of the lab's question takes 82
+# tokens instead of upstream's 295, an answer out of its document 140 instead of 428 (counted by Ollama).
+# Upstream lets a model that rambles have a thousand for a title. Where no title comes of it, the question stands.
 TITLE_TOKENS = 64
 TITLE_ORDER = """Name the topic of this question in two to four words, in its own language.
 Answer with JSON alone: { "title": "the words" }
